@@ -1,0 +1,66 @@
+"""What the verbs `pretrain` and `recipes` do before the loop takes over."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+from autog.errors import UsageError
+from autog.launch import execute, plan_launch, refuse_native_windows, under_launcher
+from autog.recipe import Recipe
+from autog.recipe_file import RECIPES, load_yaml, packaged_recipes
+
+LARGE_FOR_A_CPU = 5e15  # FLOPs; a 2-core CPU needs hours for that
+
+
+def run_pretrain(
+    name: str | None,
+    gpus: int | None,
+    accelerate_config: str | None,
+    p2p: str,
+    overrides: list[str],
+    run_name: str | None,
+    fresh: bool,
+    stop_after: int | None,
+    cpu: bool,
+    trackers: list[str],
+    print_launch: bool,
+) -> int:
+    """Trains in this process, or becomes the launcher of several; gives the exit code."""
+    refuse_native_windows()
+    if name is None:
+        list_recipes(as_json=False)
+        return 0
+    if p2p not in ("auto", "on", "off"):
+        raise UsageError(f"--p2p {p2p}: must be auto, on or off")
+    recipe = Recipe.load(name, overrides)
+    launch = None if under_launcher() else plan_launch(sys.argv[1:], gpus, accelerate_config, p2p)
+    if print_launch:
+        print(launch.as_text() if launch else f"{sys.executable} -m autog {' '.join(sys.argv[1:])}")
+        return 0
+    if launch is not None:
+        execute(launch)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+    from autog.runs import Run
+    from autog.training.loop import Options, pretrain
+
+    run = Run.named(run_name or recipe.name)
+    return pretrain(recipe, run, Options(fresh, stop_after, cpu, tuple(trackers)))
+
+
+def list_recipes(as_json: bool) -> None:
+    """The packaged recipes with their reasons."""
+    rows = []
+    for name in packaged_recipes():
+        path = RECIPES / f"{name}.yaml"
+        about = load_yaml(path.read_text(encoding="utf-8"), str(path)).get("about") or {}
+        rows.append({"name": name, "why": about.get("why") or ""})
+    if as_json:
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
+        return
+    width = max(len(row["name"]) for row in rows)
+    for row in rows:
+        print(f"{row['name']:<{width}}  {row['why']}")
+    print(f"\nautog pretrain {rows[0]['name']}   starts one; a path to a YAML file of your own works the same")

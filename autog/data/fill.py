@@ -1,0 +1,240 @@
+"""Source -> split -> tokens -> store: the background process that fills one store, and what it is told to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from autog.data.sources import Document, Skipped, open_source
+from autog.data.store import SPLIT_RULE, Split, StoreWriter, is_validation, store_key, text_hash
+from autog.errors import AutogError, UsageError
+from autog.recipe import Source
+from autog.tokens import Tokenizer
+
+COMMIT_TOKENS = 4_000_000
+COMMIT_SECONDS = 1.0
+ALIVE_SECONDS = 5.0
+SHOWN_SKIPS = 3
+CHECKED_DOCUMENTS = 20
+
+Event = Callable[[str, dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a filler needs to know; plain data, so that it can be handed to another process."""
+
+    source: dict[str, Any]
+    facts: dict[str, Any]
+    directory: str
+    tokenizer: str
+    train_tokens: int | None
+    val_tokens: int | None
+    patience_seconds: float
+
+    @property
+    def name(self) -> str:
+        return self.source["name"]
+
+    def enough(self, train: int, val: int) -> bool:
+        """Whether the run's need is met; a need of None is the whole source."""
+        if self.train_tokens is None or self.val_tokens is None:
+            return False
+        return train >= self.train_tokens and val >= self.val_tokens
+
+
+def store_facts(
+    identity: dict[str, Any], revision: dict[str, Any], tokenizer: Tokenizer, share: float, evaluated_only: bool
+) -> dict[str, Any]:
+    """What decides the tokens of a store, and so its key."""
+    return {
+        "identity": identity,
+        "revision": revision,
+        "tokenizer": tokenizer.sha256,
+        "split": {"rule": SPLIT_RULE, "validation": share, "train": not evaluated_only},
+    }
+
+
+def key_of(facts: dict[str, Any]) -> str:
+    """The key of the store that holds these tokens."""
+    return store_key(facts)
+
+
+def fill(job: Job, event: Event, stop: threading.Event) -> None:
+    """Fills a store until the job's need is met, the source ends, or `stop` is set; goes on from the last commit."""
+    tokenizer = Tokenizer.load(Path(job.tokenizer))
+    writer = StoreWriter(Path(job.directory), job.facts, tokenizer.vocab_size)
+    while not writer.acquire():
+        event("waiting", {})
+        if stop.wait(0.5):
+            return
+    try:
+        Filling(job, event, stop, tokenizer, writer).run()
+    finally:
+        writer.release()
+
+
+class Filling:
+    """One pass over a source with the store in hand."""
+
+    def __init__(
+        self, job: Job, event: Event, stop: threading.Event, tokenizer: Tokenizer, writer: StoreWriter
+    ) -> None:
+        self.job, self.event, self.stop = job, event, stop
+        self.tokenizer, self.writer = tokenizer, writer
+        self.split = job.facts["split"]
+        self.shown: dict[str, int] = {}
+        self.committed_at = time.monotonic()
+        self.alive_at = time.monotonic()
+
+    def run(self) -> None:
+        """Reads documents until there is enough; commits as it goes."""
+        writer = self.writer
+        if writer.manifest["done"] or self.job.enough(writer.tokens["train"], writer.tokens["val"]):
+            self.report("progress")
+            return
+        source = Source.model_validate(self.job.source)
+        reader = open_source(
+            source, self.job.facts["revision"], writer.manifest["position"], self.event, self.job.patience_seconds
+        )
+        try:
+            ended = True
+            for item in reader:
+                self.take(item)
+                if self.job.enough(writer.tokens["train"], writer.tokens["val"]) or self.stop.is_set():
+                    ended = False
+                    break
+                self.commit_when_due(reader)
+            writer.commit(None if ended else reader.position(), done=ended)
+        finally:
+            reader.close()
+        self.report("progress")
+
+    def take(self, item: Document | Skipped) -> None:
+        """Puts one document on its side of the split, or counts why it is not used."""
+        if isinstance(item, Skipped):
+            self.skip(item.reason, item.where, item.rows)
+            return
+        side: Split = "val" if is_validation(item.group or item.text, self.split["validation"]) else "train"
+        if side == "train" and not self.split["train"]:
+            return
+        try:
+            if sum(self.writer.documents.values()) < CHECKED_DOCUMENTS:
+                self.tokenizer.check([item.text], self.job.name)
+            ids = self.tokenizer.document(item.text)
+        except BaseException as error:
+            # tiktoken's Rust panics are no Exception: one such document must not end the filling.
+            if type(error).__name__ != "PanicException":
+                raise
+            self.skip("untokenizable", item.text[:80])
+            return
+        self.writer.append(side, ids, text_hash(item.text))
+
+    def skip(self, reason: str, where: str, rows: int = 1) -> None:
+        """Counts rows that are not used; the first few of a kind are shown."""
+        self.writer.skip(reason, rows)
+        self.shown[reason] = self.shown.get(reason, 0) + 1
+        if self.shown[reason] <= SHOWN_SKIPS and not reason.startswith(("empty", "filtered")):
+            self.event("skipped", {"reason": reason, "where": where})
+
+    def commit_when_due(self, reader: Any) -> None:
+        """Commits every few million tokens or every second, whichever comes first."""
+        now = time.monotonic()
+        due = self.writer.uncommitted >= COMMIT_TOKENS or now - self.committed_at >= COMMIT_SECONDS
+        if due and self.writer.uncommitted:
+            self.writer.commit(reader.position())
+            self.committed_at = self.alive_at = time.monotonic()
+            self.report("progress")
+        elif now - self.alive_at >= ALIVE_SECONDS:
+            self.alive_at = now
+            self.event("alive", {})
+
+    def report(self, kind: str) -> None:
+        """Says how far the store is."""
+        manifest = self.writer.manifest
+        self.event(
+            kind,
+            {
+                "train_tokens": manifest["train"]["tokens"],
+                "val_tokens": manifest["val"]["tokens"],
+                "done": manifest["done"],
+                "skipped": manifest["skipped"],
+                "duplicates": manifest["duplicates"],
+            },
+        )
+
+
+# -- the process ------------------------------------------------------------------------------------------------------
+
+
+def die_with_parent(parent: int) -> None:
+    """Makes the kernel end this process when its parent dies; elsewhere than on Linux a thread watches for it."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os._exit(1)
+    if sys.platform != "linux":
+        threading.Thread(target=exit_when_orphaned, args=(parent,), daemon=True).start()
+
+
+def exit_when_orphaned(parent: int) -> None:
+    """Polls for the parent's death."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
+def set_when_closed(stop: threading.Event) -> None:
+    """Reads standard input until it closes, which is how the trainer says that it is enough."""
+    while sys.stdin.read(1):
+        pass
+    stop.set()
+
+
+def main() -> None:
+    """Runs one job given as a JSON line on standard input; events go to standard output as JSON lines."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    message = json.loads(sys.stdin.readline())
+    die_with_parent(message["parent"])
+    job, stop = Job(**message["job"]), threading.Event()
+    threading.Thread(target=set_when_closed, args=(stop,), daemon=True).start()
+    output = sys.stdout
+    sys.stdout = sys.stderr  # whatever a library prints must not stand among the events
+
+    def event(kind: str, facts: dict[str, Any]) -> None:
+        output.write(json.dumps({"event": kind, **facts}) + "\n")
+        output.flush()
+
+    try:
+        fill(job, event, stop)
+    except UsageError as error:
+        event("error", {"message": str(error), "usage": True})
+    except AutogError as error:
+        event("error", {"message": str(error), "usage": False})
+    except OSError as error:
+        event("error", {"message": f"filling {job.directory} failed: {error}", "usage": False})
+    else:
+        event("finished", {})
+    output.flush()
+    # Arrow's and other libraries' threads must not turn a finished job into a crash at exit.
+    os._exit(0)
+
+
+def as_message(job: Job) -> str:
+    """The line that starts a filler process."""
+    return json.dumps({"parent": os.getpid(), "job": asdict(job)}) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Recipe and rows to checkpoints: the loop, its optimizer, its records."""

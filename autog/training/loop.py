@@ -1,0 +1,632 @@
+"""The loop that `accelerate launch` runs: rows in, checkpoints out."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+
+from autog.data.fillers import Fillers
+from autog.data.mixture import Mixture
+from autog.data.pin import evaluation_rows, fill_jobs, open_mixture, open_stores, proportional_quotas
+from autog.data.store import TokenStore
+from autog.errors import AutogError
+from autog.hooks import pause
+from autog.models import build, initialise, load_weights
+from autog.plan import micro_batch_for
+from autog.recipe import Recipe
+from autog.runs import Run, checkpoints
+from autog.training.checkpoint import restore_optimizer, retain, save_checkpoint
+from autog.training.display import Display
+from autog.training.feeder import Feeder
+from autog.training.optim import build_optimizer, learning_rate
+from autog.training.precision import Loss, choose_compile, choose_precision
+from autog.training.samples import write_samples
+from autog.training.session import Session, open_session
+from autog.training.telemetry import Telemetry, Totals, describe_device, energy_joules, environment
+from autog.training.validation import Validation, validation_for
+from autog.training.world import Signals, World, start_world
+
+SAVE_SECONDS = 30 * 60
+SKIPS_IN_A_ROW = 5
+WAIT_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says about this call, not about the run."""
+
+    fresh: bool = False
+    stop_after: int | None = None
+    cpu: bool = False
+    trackers: tuple[str, ...] = ()
+
+
+def pretrain(recipe: Recipe, run: Run, options: Options) -> int:
+    """Trains from wherever the run stands to its last step; 0 when done, 130 when stopped by a signal."""
+    world = start_world(options.cpu)
+    display = Display(recipe.steps, active=world.main)
+    try:
+        with Signals() as signals, display:
+            session = open_session(recipe, run, options.fresh, world, display.say)
+            trainer = Trainer(session, run, options, world, display, signals)
+            try:
+                trainer.set_up()
+                trainer.train()
+            finally:
+                trainer.close()
+        return trainer.finish()
+    finally:
+        run.unlock()
+        world.close()
+
+
+class Stopped(Exception):
+    """A wait was given up: a signal came, or a source failed and the trainer's `failure` says how."""
+
+
+class Trainer:
+    """One process's part in a run, from the first step of this call to its last."""
+
+    def __init__(
+        self, session: Session, run: Run, options: Options, world: World, display: Display, signals: Signals
+    ) -> None:
+        self.session, self.run, self.options = session, run, options
+        self.world, self.display, self.signals = world, display, signals
+        self.recipe, self.tokenizer = session.recipe, session.tokenizer
+        self.state = session.checkpoint.state if session.checkpoint else {}
+        self.step: int = self.state.get("step", 0)
+        self.best: dict[str, Any] | None = self.state.get("best")
+        self.begun_at = self.saved_at = time.monotonic()
+        self.failure: AutogError | None = None
+        self.pinned = session.pinned
+        self.fillers = Fillers([], self.hear)
+
+    # -- setting up -------------------------------------------------------------------------------------------------
+
+    def set_up(self) -> None:
+        """Data on their way, model in place, validation chosen."""
+        try:
+            self.stores = self.start_filling()
+        except Stopped:
+            raise self.failure or KeyboardInterrupt from None
+        self.mixture: Mixture = open_mixture(self.recipe, self.pinned, self.stores)
+        self.build_model()
+        self.validation: Validation = validation_for(
+            self.mixture, self.stores, evaluation_rows(self.recipe, self.mixture), self.tokenizer
+        )
+
+    def start_filling(self) -> dict[str, TokenStore]:
+        """Starts the fillers of this machine; waits for whole sources if the shares depend on their sizes."""
+        stores = open_stores(self.recipe, self.pinned)
+        if self.pinned["quotas"] is None:
+            self.run_fillers(None)
+            while not self.world.any(self.fillers.finished and self.world.local_main)[0]:
+                self.check_sources([source.name for source in self.recipe.data.sources])
+                time.sleep(WAIT_SECONDS)
+            self.fillers.stop()
+            for store in stores.values():
+                store.refresh()
+            with self.world.main_first() as main:
+                if main:
+                    self.pinned = {**self.pinned, "quotas": proportional_quotas(self.recipe, stores)}
+                    self.run.write("sources.json", self.pinned)
+            self.pinned = self.world.share(self.pinned)
+        self.run_fillers(open_mixture(self.recipe, self.pinned, stores))
+        return stores
+
+    def run_fillers(self, mixture: Mixture | None) -> None:
+        """One background process per source, on the first process of each machine."""
+        if self.world.local_main:
+            tokenizer = (self.run.directory / "tokenizer").resolve()
+            self.fillers = Fillers(fill_jobs(self.recipe, self.pinned, tokenizer, mixture), self.hear)
+            self.fillers.start()
+
+    def hear(self, kind: str, facts: dict[str, Any]) -> None:
+        """What a filler says: to the screen and into the run's events."""
+        messages = {
+            "retry": "source {source}: {error}; reading again in {wait_seconds:.0f} s (try {attempt})",
+            "stall": "source {source}: no data for {seconds} s; still trying",
+            "recovered": "source {source}: data again",
+            "skipped": "source {source}: left out {where} ({reason})",
+            "restart": "source {source}: filler started again, {why}",
+        }
+        if self.world.main:
+            with contextlib.suppress(KeyError):
+                self.display.say(messages[kind].format(**{"wait_seconds": 0, "attempt": 1, **facts}))
+            self.run.records.append("events.jsonl", {"step": self.step, "event": kind, **facts})
+
+    def build_model(self) -> None:
+        """Decoder, loss, optimizer: initialised or restored, compiled and wrapped as the recipe and machine want."""
+        recipe, device, session = self.recipe, self.world.device, self.session
+        self.precision = choose_precision(recipe.train.precision, device)
+        self.compiled = choose_compile(recipe.train.compile, device, self.display.say)
+        with torch.device(device):
+            self.decoder = build(session.config)
+        source = session.checkpoint.path if session.checkpoint else session.init
+        if source is None:
+            initialise(self.decoder, recipe.train.seed)
+        else:
+            load_weights(self.decoder, source)
+        self.decoder.checkpointing = recipe.train.checkpointing
+        self.micro_batch = self.choose_micro_batch()
+        self.accumulation = recipe.accumulation(self.micro_batch, self.world.size)
+        self.eager = Loss(self.decoder, self.precision, device)
+        loss: nn.Module = Loss(self.decoder, self.precision, device)
+        if self.compiled:
+            loss.compile(dynamic=False)
+        optimizer = build_optimizer(self.decoder, recipe.optimizer)
+        if self.world.size > 1:
+            loss, prepared = self.world.accelerator.prepare(loss, optimizer)
+            optimizer = prepared.optimizer
+        self.loss, self.optimizer = loss, optimizer
+        self.parameters = [parameter for parameter in self.decoder.parameters() if parameter.requires_grad]
+        if session.checkpoint is not None:
+            path = session.checkpoint.path / "training" / "optimizer.safetensors"
+            restore_optimizer(self.optimizer, dict(self.decoder.named_parameters()), path)
+
+    def choose_micro_batch(self) -> int:
+        """Rows per forward: the recipe's, or the most that fit and divide the step."""
+        wanted = self.recipe.train.micro_batch
+        if wanted != "auto":
+            return int(wanted)
+        per_process, rest = divmod(self.recipe.rows_per_step, self.world.size)
+        if rest:
+            self.recipe.accumulation(1, self.world.size)  # refuses, with the nearest values
+        device = self.world.device
+        if device.type == "cuda":
+            available = int(torch.cuda.mem_get_info(device)[0] * 0.9)
+        else:
+            import psutil
+
+            available = int(psutil.virtual_memory().available * 0.8) // self.world.size
+        chosen = micro_batch_for(
+            self.session.config.to_dict(),
+            per_process,
+            self.recipe.data.sequence_length,
+            available,
+            device="cuda" if device.type == "cuda" else "cpu",
+            precision=self.precision,
+            checkpointing=self.recipe.train.checkpointing,
+            compiled=self.compiled,
+        )
+        return chosen
+
+    def start_telemetry(self) -> Telemetry:
+        """The run's meters, with the totals of its earlier lives."""
+        facts = describe_device(self.world.device, self.precision, self.display.say)
+        recipe = self.recipe
+        telemetry = Telemetry(
+            self.session.config.to_dict(),
+            recipe.data.sequence_length,
+            recipe.train.batch_tokens,
+            self.world.device,
+            facts,
+            self.world.size,
+        )
+        if self.state:
+            telemetry.totals = Totals(**self.state["totals"])
+            telemetry.totals.restarts += 1
+        self.facts = facts
+        self.energy_at_start = energy_joules(self.world.size)
+        if self.world.main:
+            self.run.write("environment.json", environment(facts, self.precision, self.world.size, self.compiled))
+        return telemetry
+
+    # -- the run ----------------------------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Steps until the recipe, --stop-after, a signal or a failure ends it."""
+        self.telemetry = self.start_telemetry()
+        last = self.recipe.steps
+        if self.options.stop_after is not None:
+            last = min(last, self.step + self.options.stop_after)
+        self.announce(last)
+        self.feeder = self.start_feeder(last)
+        self.signals.deferred = True
+        first = self.step
+        try:
+            self.catch_up()
+            self.telemetry.stopwatch.start()
+            while self.step < last and self.one_step(self.step == first, last):
+                pass
+        except Stopped:
+            pass  # `finish` says why; what was trained is saved first
+        if self.step > first and self.unsaved():
+            self.save()
+
+    def one_step(self, is_first: bool, last: int) -> bool:
+        """Waits for rows, trains on them, records; False if the run is to stop instead."""
+        waited_from = time.perf_counter()
+        stop, save = self.wait_for_rows()
+        if stop:
+            return False
+        loss = self.train_step(self.feeder.next(), time.perf_counter() - waited_from)
+        if is_first:
+            gc.collect()
+            gc.freeze()  # what start-up left alive need not be looked through again
+        self.record(loss, save or self.step == last)
+        return True
+
+    def start_feeder(self, last: int) -> Feeder:
+        """The thread that fetches rows ahead."""
+        world = self.world
+        pinned = world.device.type == "cuda"
+        feeder = Feeder(self.mixture, self.recipe.rows_per_step, self.micro_batch, world.rank, world.size, pinned)
+        feeder.start(self.step, last)
+        return feeder
+
+    def catch_up(self) -> None:
+        """Does what was due at the checkpoint that the run resumes from, if a kill came between."""
+        if self.state and self.step > 0:
+            done = self.state_of_records()
+            if self.evaluation_due() and "eval" not in done:
+                self.evaluate()
+            if self.samples_due() and "samples" not in done:
+                self.write_samples()
+
+    def state_of_records(self) -> set[str]:
+        """Which records of the present step are on disk already."""
+        from autog.runs import read_jsonl
+
+        found = set()
+        if self.world.main:
+            for name in ("eval", "samples"):
+                rows = read_jsonl(self.run.directory / f"{name}.jsonl")
+                if any(row.get("step") == self.step for row in rows):
+                    found.add(name)
+        return self.world.share(found)
+
+    def wait_for_rows(self) -> tuple[bool, bool]:
+        """Agrees with the other processes on the next step: (stop, save); waits for its rows unless it is to stop."""
+        while True:
+            ready = self.feeder.ready
+            error = None if ready else self.fillers.error(self.feeder.missing)
+            late = time.monotonic() - self.saved_at > SAVE_SECONDS and self.world.main
+            waiting, stop, failed, save = self.world.any(not ready, self.signals.stop, error is not None, late)
+            if failed:
+                self.failure = error or AutogError("a source failed on another machine: its message stands there")
+                return True, True
+            if stop or self.failure is not None:
+                return True, True
+            if not waiting:
+                return False, save
+            time.sleep(WAIT_SECONDS)
+
+    def check_sources(self, names: list[str]) -> None:
+        """Stopped, on all processes, if any of these sources failed or a signal came."""
+        error = self.fillers.error(names)
+        failed, stop = self.world.any(error is not None, self.signals.stop)
+        if failed:
+            self.failure = error or AutogError("a source failed on another machine: its message stands there")
+        if failed or stop:
+            raise Stopped
+
+    def train_step(self, batches: list[Tensor], waited_seconds: float) -> Tensor:
+        """One optimizer step over this process's micro-batches; gives the step's summed loss on this process."""
+        recipe, device = self.recipe, self.world.device
+        counted = recipe.train.batch_tokens
+        rate = learning_rate(recipe.schedule, recipe.optimizer.learning_rate, self.step, recipe.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        total = torch.zeros((), device=device)
+        for number, rows in enumerate(batches):
+            rows = rows.to(device, non_blocking=True)
+            with self.local_gradients(number < len(batches) - 1):
+                loss = self.loss(rows)
+                # DDP averages over processes; the step's loss is the sum over all of them by all counted tokens.
+                (loss * (self.world.size / counted)).backward()
+            total += loss.detach()
+        norm = self.clip()
+        self.optimizer.found_inf = (~torch.isfinite(norm)).to(torch.float32)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.rate = rate
+        self.telemetry.step(norm, waited_seconds)
+        pause("step")
+        return total
+
+    def local_gradients(self, local: bool) -> contextlib.AbstractContextManager[None]:
+        """No exchange of gradients on all micro-batches but the last."""
+        if local and self.world.size > 1:
+            return self.world.accelerator.no_sync(self.loss)
+        return contextlib.nullcontext()
+
+    def clip(self) -> Tensor:
+        """The gradient's norm before clipping, a device scalar; non-finite norms leave the gradients for the skip."""
+        limit = self.recipe.optimizer.grad_clip
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit if limit is not None else float("inf"))
+        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+    # -- records ----------------------------------------------------------------------------------------------------
+
+    def record(self, loss: Tensor, save: bool) -> None:
+        """Logs, saves, evaluates and samples as the step asks, in this order."""
+        recipe, step = self.recipe, self.step
+        final = step == recipe.steps
+        if step == 1 or step % recipe.train.log_every == 0 or final:
+            self.log(loss)
+        if save or final or step % recipe.checkpoint.every == 0:
+            self.save()
+        evaluate, sample = self.evaluation_due(), self.samples_due()
+        if evaluate or sample:
+            self.telemetry.stopwatch.pause()
+            self.show(self.telemetry.flush())
+            if evaluate:
+                self.evaluate()
+            if sample:
+                self.write_samples()
+            self.telemetry.stopwatch.start()
+
+    def evaluation_due(self) -> bool:
+        every = self.recipe.evaluate.every
+        return self.step == self.recipe.steps or bool(every and self.step % every == 0)
+
+    def samples_due(self) -> bool:
+        every = self.recipe.samples.every
+        return self.step == self.recipe.steps or bool(every and self.step % every == 0)
+
+    def log(self, loss: Tensor) -> None:
+        """Closes the log interval; the interval before it goes to file and screen."""
+        row = {
+            "step": self.step,
+            "tokens": self.step * self.recipe.train.batch_tokens,
+            "learning_rate": self.rate,
+            "source_tokens": self.mixture.tokens_used(self.step * self.recipe.rows_per_step),
+        }
+        mean = self.world.sum(loss) / self.recipe.train.batch_tokens
+        self.show(self.telemetry.log(row, mean))
+
+    def show(self, row: dict[str, Any] | None) -> None:
+        """A finished row: into metrics.jsonl and onto the screen."""
+        if row is None:
+            return
+        self.note_skips(row.pop("skipped"))
+        if self.world.main:
+            self.run.records.append("metrics.jsonl", row)
+        self.display.row(row)
+        self.last_row = row
+
+    def note_skips(self, steps: list[int]) -> None:
+        """Says which updates were skipped; several in a row stop the run."""
+        for step in steps:
+            if self.world.main:
+                self.run.records.append("events.jsonl", {"step": step, "event": "skipped step", "why": "non-finite"})
+            self.display.say(f"step {step}: the gradient is not finite; this update was skipped")
+        if self.telemetry.totals.skipped_in_a_row >= SKIPS_IN_A_ROW and self.failure is None:
+            self.failure = AutogError(
+                f"the gradient was not finite in {self.telemetry.totals.skipped_in_a_row} steps in a row (the last was "
+                f"{self.step}): the run is saved; lower optimizer.learning_rate and start a new run, or look at the "
+                "data of these steps"
+            )
+
+    def unsaved(self) -> bool:
+        """Whether steps were made since the last checkpoint."""
+        newest = checkpoints(self.run.directory)[:1] if self.world.main else []
+        return self.world.share(not newest or newest[0].step != self.step)
+
+    def save(self) -> None:
+        """Writes a checkpoint, with every record up to it on disk before; then removes old ones."""
+        self.telemetry.stopwatch.pause()
+        row, skipped = self.telemetry.settle(self.step)
+        self.show(row)
+        self.note_skips(skipped)
+        self.run.records.sync()
+        policy = self.recipe.checkpoint
+        full = not policy.weights_only or self.step % policy.every != 0 or self.step == self.recipe.steps
+        with self.world.main_first() as main:
+            if main and (stale := self.run.directory / f"step-{self.step:06d}").exists():
+                raise AutogError(f"{stale} exists already: two processes write to one run")
+        optimizer = self.optimizer if full else None
+        with self.gathering():
+            save_checkpoint(
+                self.run, self.step, self.decoder, optimizer, self.tokenizer, self.checkpoint_state(), self.world.main
+            )
+        self.saved_at = time.monotonic()
+        if self.world.main:
+            best = self.best["step"] if self.best else None
+            retain(self.run, policy, best, self.display.say)
+        self.world.wait()
+        self.telemetry.stopwatch.start()
+
+    @contextlib.contextmanager
+    def gathering(self) -> Any:
+        """A failed write in the main process is a failure of all, not a hang of the others."""
+        error: AutogError | None = None
+        try:
+            yield
+        except AutogError as failed:
+            error = failed
+        if self.world.any(error is not None)[0]:
+            raise error or AutogError("the main process could not write the checkpoint: its message says why")
+
+    def checkpoint_state(self) -> dict[str, Any]:
+        """What is not in the weights and the optimizer: plain numbers."""
+        rows = self.step * self.recipe.rows_per_step
+        self.count_wall_time()
+        return {
+            "format": 1,
+            "run": self.run.name,
+            "step": self.step,
+            "tokens": self.step * self.recipe.train.batch_tokens,
+            "rows": rows,
+            "base": {"row": self.mixture.base.row, "used": self.mixture.base.used},
+            "source_rows": self.mixture.rows_used(rows),
+            "source_tokens": self.mixture.tokens_used(rows),
+            "sources": self.pinned,
+            "tokenizer": self.tokenizer.sha256,
+            "totals": asdict(self.telemetry.totals),
+            "best": self.best,
+            "precision": self.precision,
+            "processes": self.world.size,
+            "micro_batch": self.micro_batch,
+        }
+
+    def count_wall_time(self) -> None:
+        """Adds the time and energy since the last count to the run's totals."""
+        totals, now = self.telemetry.totals, time.monotonic()
+        totals.wall_seconds += now - self.begun_at
+        self.begun_at = now
+        energy = energy_joules(self.world.size)
+        if energy is not None and self.energy_at_start is not None:
+            totals.energy_joules = (totals.energy_joules or 0.0) + energy - self.energy_at_start
+            self.energy_at_start = energy
+
+    def evaluate(self) -> None:
+        """Scores the held-out rows; the best so far is remembered by the mixture's loss."""
+        first = not self.validation.rows
+        self.validation.wait(self.check_sources)
+        self.world.wait()
+        if first and self.validation.empty:
+            self.display.say(f"no validation rows from {', '.join(self.validation.empty)}: left out of the mixture")
+        figures = self.validation.measure(self.loss, self.eager, self.world, self.micro_batch)
+        row = {"step": self.step, "tokens": self.step * self.recipe.train.batch_tokens, **figures}
+        mixed = row["loss"]["mixed"]
+        if mixed is not None and (self.best is None or mixed < self.best["loss"]["mixed"]):
+            self.best = row
+        self.display.evaluation(row)
+        if self.world.main:
+            self.run.records.append("eval.jsonl", row)
+            if self.best is not None:
+                self.run.write("best_validation.json", self.best)
+
+    def write_samples(self) -> None:
+        """Lets the model write; all processes in step, the main one records."""
+        recipe = self.recipe
+        rows = write_samples(
+            self.decoder,
+            self.tokenizer,
+            recipe.samples,
+            recipe.train.seed,
+            self.step,
+            recipe.data.sequence_length,
+            self.world.device,
+        )
+        for row in rows:
+            self.display.sample(row)
+            if self.world.main:
+                self.run.records.append("samples.jsonl", row)
+
+    def announce(self, last: int) -> None:
+        """What is about to happen, in two lines; and the start or resume as an event."""
+        from autog.plan import parameters
+        from autog.training.display import short_count
+
+        recipe, resumed = self.recipe, self.step > 0
+        total = parameters(self.session.config.to_dict())["total"]
+        wrap = (
+            ""
+            if self.world.accelerator.distributed_type == DistributedType.NO
+            else (f" x {self.world.size} processes ({self.world.accelerator.distributed_type.value})")
+        )
+        self.display.say(
+            f"{self.run.directory}: {self.session.config.model_type}, {short_count(total)} parameters ({total:,}), "
+            f"{recipe.steps:,} steps of {recipe.train.batch_tokens:,} tokens = {short_count(recipe.tokens)} tokens"
+        )
+        self.display.say(
+            f"{self.facts.name}{wrap}, {self.precision}{', compiled' if self.compiled else ''}, "
+            f"micro-batch {self.micro_batch} x {self.accumulation}"
+        )
+        if resumed:
+            self.display.say(f"resuming at step {self.step:,} ({short_count(self.state['tokens'])} tokens seen)")
+        if last < recipe.steps:
+            self.display.say(f"this call stops at step {last:,} of {recipe.steps:,}")
+        if self.world.main:
+            event = {"step": self.step, "event": "resume" if resumed else "start", "processes": self.world.size}
+            self.run.records.append("events.jsonl", {**event, "micro_batch": self.micro_batch})
+
+    # -- the end ----------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Ends threads and child processes; the stores keep what was committed."""
+        if hasattr(self, "feeder"):
+            self.feeder.close()
+        self.fillers.stop()
+
+    def finish(self) -> int:
+        """Writes the summary, says what to do next, and gives the exit code."""
+        stopped = self.signals.stop and self.step < self.recipe.steps
+        if self.world.main:
+            summary = summarise(self)
+            self.run.write("summary.json", summary)
+            why = "failure" if self.failure else "signal" if stopped else "done"
+            self.run.records.append("events.jsonl", {"step": self.step, "event": "stop", "why": why})
+            self.run.records.sync()
+            for line in closing_lines(self, summary):
+                self.display.say(line)
+        if self.failure is not None:
+            raise self.failure
+        return 130 if stopped else 0
+
+
+def summarise(trainer: Trainer) -> dict[str, Any]:
+    """The run in one JSON object: what was spent, how fast, how good."""
+    from autog.plan import parameters
+    from autog.runs import read_json, read_jsonl
+
+    recipe, totals, run = trainer.recipe, trainer.telemetry.totals, trainer.run
+    trainer.count_wall_time()
+    metrics = read_jsonl(run.directory / "metrics.jsonl")
+    evaluations = read_jsonl(run.directory / "eval.jsonl")
+    steps, batch = trainer.step, recipe.train.batch_tokens
+    last = metrics[-1] if metrics else {}
+    warm = totals.warm_steps * batch / totals.warm_seconds if totals.warm_seconds else None
+    rows = steps * recipe.rows_per_step
+    return {
+        "run": run.name,
+        "parameters": parameters(trainer.session.config.to_dict()),
+        "step": steps,
+        "steps": recipe.steps,
+        "tokens": steps * batch,
+        "source_tokens": trainer.mixture.tokens_used(rows),
+        "epochs": trainer.mixture.epochs(rows),
+        "wall_clock_seconds": round(totals.wall_seconds, 1),
+        "train_seconds": round(totals.train_seconds, 1),
+        "command": read_json(run.directory / "environment.json")["command"],
+        "tokens_per_second": round(steps * batch / totals.train_seconds, 1) if totals.train_seconds else None,
+        "tokens_per_second_after_warmup": None if warm is None else round(warm, 1),
+        "final_step_ms": round(batch / last["tokens_per_second"] * 1e3, 2) if last else None,
+        "mean_step_ms": round(totals.train_seconds / steps * 1e3, 2) if steps else None,
+        "mfu": last.get("mfu"),
+        "mfu_causal": last.get("mfu_causal"),
+        "device": trainer.facts.name,
+        "device_memory_gib": round(trainer.facts.memory_gib, 2),
+        "peak_memory_gib": totals.peak_memory_gib,
+        "energy_joules": totals.energy_joules,
+        "precision": trainer.precision,
+        "processes": trainer.world.size,
+        "restarts": totals.restarts,
+        "skipped_steps": totals.skipped_steps,
+        "final_loss": last.get("loss"),
+        "best_validation": trainer.best,
+        "last_validation": evaluations[-1] if evaluations else None,
+    }
+
+
+def closing_lines(trainer: Trainer, summary: dict[str, Any]) -> list[str]:
+    """The end of a run as a person wants to read it, and what to do next."""
+    from autog.training.display import clock, short_count
+
+    run, checkpoint = trainer.run, checkpoints(trainer.run.directory)[:1]
+    where = checkpoint[0].path if checkpoint else None
+    speed = summary["tokens_per_second"]
+    lines = [
+        f"{'finished' if trainer.step == trainer.recipe.steps else 'stopped'} at step {trainer.step:,}: "
+        f"{short_count(summary['tokens'])} tokens in {clock(summary['wall_clock_seconds'])}"
+        + (f", {short_count(speed)} tok/s" if speed else "")
+    ]
+    if where is None:
+        return lines
+    if trainer.step < trainer.recipe.steps:
+        lines.append(f"go on with the same command; the last checkpoint is {where}")
+    else:
+        lines.append(f"the model is {where}: any program that reads Hugging Face directories can load it")
+        lines.append(f"records: {run.directory}/summary.json, metrics.jsonl, eval.jsonl, samples.jsonl")
+    return lines

@@ -1,0 +1,83 @@
+"""In which numbers the loss is computed, on which device, and how the decoder is run in them."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from autog.errors import UsageError
+
+
+def choose_precision(wanted: str, device: torch.device) -> str:
+    """`auto` is bf16 on CUDA and on CPUs with AMX, else fp32; bf16 is refused where it does not exist."""
+    cuda_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    if wanted == "auto":
+        return "bf16" if cuda_bf16 or (device.type == "cpu" and has_amx()) else "fp32"
+    if wanted == "bf16" and device.type == "cuda" and not cuda_bf16:
+        raise UsageError(f"train.precision = bf16: {torch.cuda.get_device_name(device)} has no bf16; use fp32")
+    return wanted
+
+
+def has_amx() -> bool:
+    """Whether this CPU multiplies bf16 matrices in tiles."""
+    return bool(torch.cpu._is_amx_tile_supported())
+
+
+def choose_compile(wanted: str | bool, device: torch.device, say: Callable[[str], None]) -> bool:
+    """`auto` compiles on CUDA if there is a compiler and says so if not; `true` refuses instead."""
+    if wanted is False or (wanted == "auto" and device.type != "cuda"):
+        return False
+    if any(shutil.which(name) for name in ("cc", "gcc", "clang")):
+        return True
+    remedy = "torch.compile needs a C compiler and finds none (apt install gcc, or set CC)"
+    if wanted is True:
+        raise UsageError(f"train.compile = true: {remedy}; or set train.compile=false")
+    say(f"{remedy}: training without it, slower")
+    return False
+
+
+class Loss(nn.Module):
+    """The summed loss of rows, in the run's precision: what is compiled, wrapped and called by the loop."""
+
+    def __init__(self, decoder: nn.Module, precision: str, device: torch.device) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.autocast = precision == "bf16" and device.type == "cuda"
+        # Eager CPU autocast is slower than fp32; bf16 copies of the fp32 masters are the fast way (measured).
+        self.copies = precision == "bf16" and device.type != "cuda"
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """rows: (n, sequence_length + 1) ids -> the sum over all n * sequence_length targets, a scalar in fp32."""
+        rows = rows.to(torch.int64)
+        ids, labels = rows[:, :-1], rows[:, 1:]
+        if self.copies:
+            low = {name: parameter.to(torch.bfloat16) for name, parameter in self.decoder.named_parameters()}
+            return torch.func.functional_call(self.decoder, low, (ids, labels))
+        with torch.autocast("cuda", torch.bfloat16, enabled=self.autocast):
+            return self.decoder(ids, labels)
+
+
+def measured_tflops(device: torch.device, precision: str, seconds: float) -> float:
+    """TFLOP/s of a large matrix product on this device: the yardstick where no published peak is known."""
+    kind = torch.bfloat16 if precision == "bf16" else torch.float32
+    size = 4096 if device.type == "cuda" else 1024
+    a, b = (torch.randn(size, size, device=device).to(kind) for _ in range(2))
+    a @ b
+    synchronize(device)
+    best, begun = float("inf"), time.perf_counter()
+    while time.perf_counter() - begun < seconds:
+        start = time.perf_counter()
+        a @ b
+        synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best / 1e12
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
