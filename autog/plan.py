@@ -8,7 +8,8 @@ from typing import Any
 
 # Dense bf16 tensor throughput with fp32 accumulation, at the card's specified clock, in TFLOP/s. Makers print also
 # the figures with 2:4 sparsity, and for consumer cards those with fp16 accumulation: both are twice these.
-# The first entry whose words all stand in the device's name counts, so longer names come first.
+# The first entry whose words all stand in the device's name counts, so longer names come first; a name with a word
+# of OTHER_CARDS that the entry lacks is a slower card of its own.
 PEAK_TFLOPS: dict[str, float] = {
     "H200": 989.0,  # NVIDIA H200 data sheet: 1,979 with sparsity
     "H100 PCIe": 756.0,  # NVIDIA H100 data sheet: 1,513 with sparsity
@@ -21,10 +22,12 @@ PEAK_TFLOPS: dict[str, float] = {
     "RTX 4090": 165.2,  # NVIDIA Ada architecture paper, appendix A
     "RTX 4060 Ti": 44.1,  # scaled from the 4090 by tensor cores and clock: 165.2 x 136 / 512 x 2535 / 2520
 }
+OTHER_CARDS = {"d", "laptop", "max", "q", "mobile", "nvl", "super", "ti"}
 
 BYTES_PER_ACTIVATION = {"fp32": 4, "bf16": 2}
 MAXIMUM_TOKENS = {"cpu": 4096, "cuda": 65536}  # per micro-batch: beyond these a step gets no faster
-HEAD_CHUNK_TOKENS = 4096
+CHUNK_ABOVE = 2**28  # elements of logits: half a GiB in bf16, and two to eight times that with gradients and fp32
+CHUNK_TOKENS = 4096  # smaller chunks of the loss head starve its products: see pytorch#124480
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,20 @@ def flops_per_token(config: Mapping[str, Any], sequence_length: int) -> dict[str
 def peak_tflops(device_name: str) -> float | None:
     """The table's dense bf16 peak for a device's name as CUDA gives it, None for one that it lacks."""
     words = set(device_name.replace("-", " ").lower().split())
-    return next((peak for name, peak in PEAK_TFLOPS.items() if set(name.lower().split()) <= words), None)
+    for name, peak in PEAK_TFLOPS.items():
+        known = set(name.lower().split())
+        if known <= words and not (words - known) & OTHER_CARDS:
+            return peak
+    return None
+
+
+def logits_limit(device_bytes: int, compiled: bool) -> int:
+    """The most elements of logits to hold at once on a device of so much memory (0 for a CPU); above, go by chunks.
+
+    A compiled head holds 4 bytes for each (bf16, with gradients), an eager one 12 (bf16 and fp32): an eighth of the
+    device or a little less. Never under 2^28, because chunks cost time.
+    """
+    return max(CHUNK_ABOVE, device_bytes // (32 if compiled else 96))
 
 
 def memory_bytes(
@@ -145,22 +161,24 @@ def memory_bytes(
 
     Weights 4 bytes each (fp32 masters) and 2 more in bf16; gradients 4; AdamW 8. Activations per token and layer,
     in elements: compiled 4 x width (inputs of norms, residual) + 2 x queries (with attention's output) + 2 x keys
-    + 2 (3 if gated) x inner; eager 3 x width and one more inner on top, and residual and norms stay fp32 in bf16. With
-    checkpointing one width per layer, and one layer whole. Logits: in compute precision, twice (with their
-    gradient); eager also twice in fp32; of 4,096 tokens in fp32 when chunked (default: above 2^28 elements).
+    + 2 (3 if gated) x inner; an eager gated model 3 x width and one more inner on top, and what is of one width stays
+    fp32 in eager bf16. With checkpointing one width per layer, and one layer whole. Logits: in compute precision,
+    twice (with their gradient); eager also twice in fp32; of 4,096 tokens in fp32 when chunked (default: above 2^28
+    elements).
     """
     shape = shape_of(config)
     total, tokens = parameters(config)["total"], rows * sequence_length
     size = BYTES_PER_ACTIVATION[precision]
-    stream, dense = (4 if compiled else 7) * shape.width, 2 * (shape.query_width + shape.key_width)
-    dense += (2 + shape.gated + (not compiled)) * shape.inner
+    unfused = shape.gated and not compiled  # RMSNorm, rotation and SwiGLU are chains of kernels unless compiled
+    stream, dense = (7 if unfused else 4) * shape.width, 2 * (shape.query_width + shape.key_width)
+    dense += (2 + shape.gated + unfused) * shape.inner
     layer = tokens * (stream * (size if compiled else 4) + dense * size)
     residual = tokens * shape.width * 4
     elements = tokens * shape.vocabulary
     if chunked is None:
-        chunked = elements > 2**28
+        chunked = elements > CHUNK_ABOVE
     if chunked:
-        logits = min(tokens, HEAD_CHUNK_TOKENS) * shape.vocabulary * (4 + size) + 4 * shape.vocabulary * shape.width
+        logits = min(tokens, CHUNK_TOKENS) * shape.vocabulary * (4 + size) + 4 * shape.vocabulary * shape.width
     else:
         logits = elements * (2 * size if compiled else 2 * size + 8)
     return {
@@ -187,10 +205,13 @@ def micro_batch_for(
 
     `device` is cpu or cuda and says how many tokens at once still make a step faster (4,096 and 65,536).
     """
+    limit = logits_limit(bytes_available if device == "cuda" else 0, compiled)
     for rows in range(rows_per_process, 1, -1):
-        if rows_per_process % rows or rows * sequence_length > MAXIMUM_TOKENS[device]:
+        tokens = rows * sequence_length
+        if rows_per_process % rows or tokens > MAXIMUM_TOKENS[device]:
             continue
-        needed = memory_bytes(config, rows, sequence_length, precision, checkpointing, compiled=compiled)
+        large = tokens * config["vocab_size"] > limit
+        needed = memory_bytes(config, rows, sequence_length, precision, checkpointing, compiled=compiled, chunked=large)
         if sum(needed.values()) <= bytes_available:
             return rows
     return 1

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import re
 from collections.abc import Mapping
+from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from autog.errors import UsageError
-from autog.recipe_file import apply_override, find_recipe, load_yaml, read_recipe_text
+from autog.recipe_file import apply_override, dump_yaml, find_recipe, load_yaml, read_recipe_text
 
 CYCLE_ROWS = 1000  # the mixture keeps its shares exactly in every cycle of this many rows
 MINIMUM_EVALUATION_ROWS = 16
+LARGEST_COUNT = 10**18
 SUFFIXES = {"k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 
 
@@ -23,17 +25,22 @@ def parse_count(value: Any) -> Any:
     """Reads `13.1B`, `512k`, `3e9` or a plain number as a whole number (k, M, B, T are powers of 1,000)."""
     if isinstance(value, bool):
         raise ValueError("must be a number, not true or false")
-    if isinstance(value, str):
-        match = re.fullmatch(r"([0-9][0-9_]*\.?[0-9]*(?:e[+-]?[0-9]+)?)\s*([kmbt]?)", value.strip().lower())
-        if not match:
-            raise ValueError("must be a number such as 50000, 512k, 13.1B or 3e9")
-        number = float(match[1].replace("_", "")) * SUFFIXES.get(match[2], 1)
-        if abs(number - round(number)) > 1e-6 * max(1.0, number):
-            raise ValueError("must be a whole number")
-        return round(number)
-    if isinstance(value, float) and math.isfinite(value) and value == int(value):
-        return int(value)
-    return value
+    match = re.fullmatch(
+        r"([-+]?(?:0|[1-9][0-9_]*)?(?:\.[0-9]*)?(?:e[-+]?[0-9]+)?)\s*([kmbt]?)", str(value).strip().lower()
+    )
+    if isinstance(value, float) and math.isinf(value):
+        raise ValueError("is too large to be meant")
+    try:
+        number = Decimal(match[1]) * SUFFIXES.get(match[2], 1) if match else None
+    except InvalidOperation:
+        number = None
+    if number is None:
+        raise ValueError("must be a whole number such as 50000, 512k, 13.1B or 3e9")
+    if abs(number) > LARGEST_COUNT:
+        raise ValueError("is too large to be meant")
+    if number != int(number):
+        raise ValueError("must be a whole number")
+    return int(number)
 
 
 def refuse_bool(value: Any) -> Any:
@@ -47,6 +54,7 @@ Count = Annotated[int, BeforeValidator(parse_count), Field(ge=0)]
 Positive = Annotated[int, BeforeValidator(parse_count), Field(ge=1)]
 Number = Annotated[float, BeforeValidator(refuse_bool), Field(allow_inf_nan=False)]
 Share = Annotated[float, BeforeValidator(refuse_bool), Field(ge=0, le=1, allow_inf_nan=False)]
+Switch = Annotated[bool, Field(strict=True)]  # pydantic would also take 1, "yes" and "no"
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
@@ -83,7 +91,7 @@ class TokenizerChoice(Section):
     tiktoken: str | None = None
     hf: str | None = None
     train: TrainedTokenizer | None = None
-    bos: bool = False
+    bos: Switch = False
 
     @model_validator(mode="after")
     def one_kind(self) -> TokenizerChoice:
@@ -104,6 +112,10 @@ class Filter(Section):
     def whole(self) -> Filter:
         if (self.score_column is None) != (self.min_score is None):
             raise ValueError("score_column and min_score belong together: give both or neither")
+        if self.min_chars is not None and self.max_chars is not None and self.min_chars > self.max_chars:
+            raise ValueError(
+                f"min_chars = {self.min_chars} is above max_chars = {self.max_chars}: nothing would be left"
+            )
         return self
 
 
@@ -219,8 +231,8 @@ class Train(Section):
     batch_tokens: Positive
     micro_batch: Positive | Literal["auto"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    compile: Literal["auto", True, False] = "auto"
-    checkpointing: bool = False
+    compile: Switch | Literal["auto"] = "auto"
+    checkpointing: Switch = False
     log_every: Positive = 10
     seed: Count = 0
 
@@ -253,13 +265,14 @@ class CheckpointPolicy(Section):
 
     every: Positive = 1000
     keep: Positive | Literal["all"] = 3
-    weights_only: bool = False
+    weights_only: Switch = False
 
-    @model_validator(mode="after")
-    def at_least_two(self) -> CheckpointPolicy:
-        if self.keep == 1:
-            raise ValueError("keep must be 2 or more, or all: with one, a crash while saving could leave none")
-        return self
+    @field_validator("keep")
+    @classmethod
+    def at_least_two(cls, keep: int | str) -> int | str:
+        if keep == 1:
+            raise ValueError("must be 2 or more, or all: with one, a crash while saving could leave none")
+        return keep
 
 
 class Recipe(Section):
@@ -328,7 +341,7 @@ class Recipe(Section):
         """The recipe as YAML that loads back to an equal recipe."""
         content = self.model_dump(mode="json", exclude_unset=True)
         content["name"] = self.name
-        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
+        return dump_yaml(content)
 
     def replace(self, **sections: Any) -> Recipe:
         """A copy with whole top-level fields replaced, validated again."""
@@ -400,6 +413,24 @@ class Recipe(Section):
 
 
 POSITION_KEYS = ("max_position_embeddings", "n_positions")
+# pydantic's kinds of complaint in the words of a recipe; what is not here keeps pydantic's own.
+NUMBER = "must be a finite number such as 0.1 or 3e-4"
+MAPPING, LIST, TEXT = "must be a mapping of keys to values", "must be a list", "must be text"
+SWITCH, NAME = "must be true or false", "must be letters, digits, '.', '_' or '-', 64 at most, a letter or digit first"
+PHRASES = {
+    **dict.fromkeys(("float_type", "float_parsing", "finite_number"), NUMBER),
+    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), MAPPING),
+    **dict.fromkeys(("list_type", "tuple_type"), LIST),
+    **dict.fromkeys(("bool_type", "bool_parsing"), SWITCH),
+    "string_type": TEXT,
+    "string_pattern_mismatch": NAME,
+    "literal_error": "must be {expected}",
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be {ge} or more",
+    "less_than_equal": "must be {le} or less",
+    "too_short": "needs {min_length} or more",
+    "too_long": "takes {max_length} at most",
+}
 # What a resumed run may change, said aloud; everything else must match.
 FREE_ON_RESUME = (
     "name", "about", "train.micro_batch", "train.compile", "train.checkpointing", "train.log_every",
@@ -437,16 +468,12 @@ def alternatives(*values: int) -> str:
 
 def describe(error: ValidationError, content: Mapping[str, Any]) -> str:
     """The first complaint of pydantic in a sentence: field, value, what is wrong, nearest known key."""
-    complaints = error.errors(include_url=False)
-    # A union complains once per member; the last one that is not about a literal says most.
-    complaint = complaints[0]
-    location = [
-        part
-        for part in complaint["loc"]
-        if not (
-            isinstance(part, str) and part.startswith(("function-", "literal[", "constrained-", "int", "str", "list["))
-        )
-    ]
+    complaints: list[Any] = list(error.errors(include_url=False))
+    first = place(complaints[0], content)
+    # A union complains once per member: the one that reached deepest into the value knows best what is wrong with it.
+    same_field = [complaint for complaint in complaints if place(complaint, content)[: len(first)] == first]
+    complaint = max(same_field, key=lambda complaint: len(place(complaint, content)))
+    location = place(complaint, content)
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
     where = name_the_source(where, location, content)
     if complaint["type"] == "extra_forbidden":
@@ -456,17 +483,40 @@ def describe(error: ValidationError, content: Mapping[str, Any]) -> str:
         return f"{where}: there is no such key; {remedy}"
     if complaint["type"] == "missing":
         return f"{where} is missing"
-    message = complaint["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    others = [
-        other["msg"].removeprefix("Input ")
-        for other in complaints[1:]
-        if other["loc"][: len(location)] == tuple(location)
-    ]
-    message = " or ".join(dict.fromkeys([message, *others]))
-    shown = complaint["input"]
-    if isinstance(shown, str | int | float | bool | None.__class__) and where:
-        return f"{where} = {shown if shown is not None else 'null'}: {message}"
-    return f"{where}: {message}" if where else message
+    phrases = [phrase(other) for other in same_field if place(other, content) == location]
+    message = ", or ".join(dict.fromkeys([phrases[0], *(other.removeprefix("must be ") for other in phrases[1:])]))
+    if isinstance(complaint["input"], Mapping) or not where:
+        return f"{where}: {message}" if where else message
+    quotable = complaint["type"] == "string_type" and isinstance(complaint["input"], bool | int | float)
+    remedy = "; put it in quotes if it is meant as text" if quotable else ""
+    return f"{where} = {shown(complaint['input'])}: {message}{remedy}"
+
+
+def place(complaint: Mapping[str, Any], content: Any) -> list[Any]:
+    """The keys and numbers that lead to the fault; pydantic puts names of its own types among them."""
+    here, kept = content, []
+    for part in complaint["loc"]:
+        inside = isinstance(here, Mapping) and part in here
+        if inside or (isinstance(here, list) and isinstance(part, int) and part < len(here)):
+            kept.append(part)
+            here = here[part]
+    if complaint["type"] == "missing":
+        kept.append(complaint["loc"][-1])
+    return kept
+
+
+def phrase(complaint: Mapping[str, Any]) -> str:
+    """What is wrong, in words of ours."""
+    known = PHRASES.get(complaint["type"])
+    if known is None:
+        return complaint["msg"].removeprefix("Value error, ").replace("Input should", "must")
+    return known.format(**{key: str(value) for key, value in complaint.get("ctx", {}).items()})
+
+
+def shown(value: Any) -> str:
+    """A value as it could stand in the recipe, not too long."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def name_the_source(where: str, location: list[Any], content: Mapping[str, Any]) -> str:

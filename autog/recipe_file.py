@@ -45,6 +45,8 @@ def read_recipe_text(path: Path) -> str:
         )
     try:
         return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}): check that it is there and yours") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
 
@@ -59,24 +61,44 @@ class RecipeLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
+        seen: set[str] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise ConstructorError(None, None, f"key {key!r} is not text", key_node.start_mark)
             if key in seen:
                 raise ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
+    def refuse_tag(self, node: Any) -> None:
+        raise ConstructorError(None, None, f"tags ({node.tag}) are not used here", node.start_mark)
+
+
+class RecipeDumper(yaml.SafeDumper):
+    """Puts quotes around every text that this loader, or one of YAML 1.1, would read as something else."""
+
 
 # Only JSON's scalars: PyYAML's YAML 1.1 rules would read 3e-4 as text, `no` as false and 12:30:00 as a number.
 RecipeLoader.yaml_implicit_resolvers = {}
+RecipeLoader.yaml_constructors = {
+    f"tag:yaml.org,2002:{kind}": getattr(RecipeLoader, f"construct_yaml_{kind}")
+    for kind in ("null", "bool", "int", "float", "str", "seq", "map")
+}
+RecipeLoader.add_constructor(None, RecipeLoader.refuse_tag)
 for tag, pattern, first in (
     ("null", r"^(?:null|~|)$", ["n", "~", ""]),
     ("bool", r"^(?:true|false)$", list("tf")),
     ("int", r"^[-+]?(?:0|[1-9][0-9_]*)$", list("-+0123456789")),
-    ("float", r"^[-+]?(?:[0-9][0-9_]*\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$", list("-+.0123456789")),
+    ("float", r"^[-+]?(?:(?:0|[1-9][0-9_]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$", list("-+.0123456789")),
 ):
-    RecipeLoader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(pattern), first)
+    for rules in (RecipeLoader, RecipeDumper):
+        rules.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(pattern), first)
+
+
+def dump_yaml(content: Any) -> str:
+    """YAML that `load_yaml` reads back as the same content."""
+    return yaml.dump(content, Dumper=RecipeDumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def load_yaml(text: str, origin: str) -> Any:
@@ -86,7 +108,10 @@ def load_yaml(text: str, origin: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UsageError(f"{origin}{where}: {error.problem or 'this is not YAML'}: correct that line") from None
+        problem = error.problem or "this is not YAML"
+        if "'\\t'" in problem:
+            problem = "a tab stands where only spaces may"
+        raise UsageError(f"{origin}{where}: {problem}: correct that line") from None
     except (yaml.YAMLError, ValueError, TypeError) as error:
         first_line = str(error).splitlines()[0]
         raise UsageError(f"{origin} is not YAML: {first_line}: save the recipe as plain text") from None
@@ -100,7 +125,7 @@ def apply_override(content: dict[str, Any], override: str) -> None:
     keys = path.strip().split(".")
     if not separator or not all(keys):
         raise UsageError(f"--set {override!r} is not of the form section.field=value, e.g. train.steps=200")
-    value = load_yaml(text, f"--set {path}") if text.strip() else ""
+    value = load_yaml(text, f"--set {override!r}") if text.strip() else ""
     here: Any = content
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1
@@ -113,11 +138,11 @@ def apply_override(content: dict[str, Any], override: str) -> None:
         elif isinstance(here, dict):
             if last:
                 here[key] = value
-            elif not isinstance(here.get(key), dict | list):
-                here[key] = {}
-            here = here.get(key) if not last else here
+            else:
+                here[key] = {} if here.get(key) is None else here[key]
+                here = here[key]
         else:
-            raise UsageError(f"--set {override!r}: {'.'.join(keys[:depth])} holds no fields")
+            raise UsageError(f"--set {override!r}: {'.'.join(keys[:depth])} is a single value and holds no fields")
 
 
 def list_index(items: list[Any], key: str, override: str) -> int:

@@ -34,23 +34,35 @@ class Tokenizer:
 
     def __init__(self, definition: str, end: str, bos: str | None = None, adds_bos: bool = False) -> None:
         """Takes the text of a tokenizer.json; UsageError if the end token is not in it."""
-        import tokenizers
-
         self.definition = definition
-        self.slow: tokenizers.Tokenizer = tokenizers.Tokenizer.from_str(definition)
+        self.slow: tokenizers.Tokenizer = parse(definition)
         self.slow.encode_special_tokens = True
         self.end, self.bos, self.adds_bos = end, bos, adds_bos
-        for token in (end, bos):
-            if token is not None and self.slow.token_to_id(token) is None:
-                raise UsageError(f"the tokenizer has no token {token!r}: its tokenizer_config.json names a wrong one")
-        self.end_id: int = self.slow.token_to_id(end)
-        self.bos_id: int | None = None if bos is None else self.slow.token_to_id(bos)
+        self.end_id = self._id(end)
+        self.bos_id = None if bos is None else self._id(bos)
         self.vocab_size: int = max(self.slow.get_vocab(with_added_tokens=True).values()) + 1
+
+    def _id(self, token: str) -> int:
+        """The id of a special token; UsageError if there is none."""
+        number = self.slow.token_to_id(token)
+        if number is None:
+            raise UsageError(f"the tokenizer has no token {token!r}: its tokenizer_config.json names a wrong one")
+        return number
 
     @cached_property
     def fast(self) -> FastBPE | None:
         """The same merges in tiktoken (about five times faster), where the definition allows it."""
         return FastBPE.from_definition(json.loads(self.definition))
+
+    @cached_property
+    def cut_space(self) -> str | None:
+        """What a piece of a long text keeps of the space before it: all of it, or nothing where the tokenizer adds one
+        by itself (as SentencePiece's do); None if a text of this tokenizer cannot be cut."""
+        whole, first = self._encode_piece("one two three").tolist(), self._encode_piece("one two").tolist()
+        for kept in (" ", ""):
+            if first + self._encode_piece(f"{kept}three").tolist() == whole:
+                return kept
+        return None
 
     @cached_property
     def sha256(self) -> str:
@@ -60,9 +72,9 @@ class Tokenizer:
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of plain text, uint32; special tokens are never parsed out of it."""
-        if len(text) <= PIECE_CHARS:
+        if len(text) <= PIECE_CHARS or self.cut_space is None:
             return self._encode_piece(text)
-        return np.concatenate([self._encode_piece(piece) for piece in pieces(text)])
+        return np.concatenate([self._encode_piece(piece) for piece in pieces(text, self.cut_space)])
 
     def _encode_piece(self, text: str) -> np.ndarray:
         if self.fast is not None:
@@ -194,17 +206,26 @@ def byte_alphabet() -> dict[int, str]:
     return table | {byte: chr(256 + number) for number, byte in enumerate(others)}
 
 
-def pieces(text: str) -> Iterator[str]:
-    """Cuts long text where no token can cross: before a space between two words; anywhere only if there is none."""
+def parse(definition: str) -> tokenizers.Tokenizer:
+    """A tokenizer.json's text as the object that encodes; UsageError if it is none."""
+    import tokenizers
+
+    try:
+        return tokenizers.Tokenizer.from_str(definition)
+    except Exception as error:  # tokenizers has no narrower class for it
+        raise UsageError(f"tokenizer.json is not one that autog can read ({error}): fetch it again") from None
+
+
+def pieces(text: str, cut_space: str = " ") -> Iterator[str]:
+    """Cuts long text where no token can cross: at a space between two words; anywhere only if there is none."""
     start = 0
     while len(text) - start > PIECE_CHARS:
         stop = start + PIECE_CHARS
         cut = text.rfind(" ", start + 1, stop)
         while cut > start and (text[cut - 1].isspace() or text[cut + 1].isspace()):
             cut = text.rfind(" ", start + 1, cut)
-        cut = cut if cut > start else stop
-        yield text[start:cut]
-        start = cut
+        yield text[start : cut if cut > start else stop]
+        start = cut + 1 - len(cut_space) if cut > start else stop
     yield text[start:]
 
 
@@ -215,12 +236,20 @@ def special(value: Any) -> str | None:
 
 def read_tokenizer_files(definition: Path, config: Path) -> tuple[str, dict[str, Any]]:
     """The text of tokenizer.json and the content of tokenizer_config.json; UsageError if either is missing."""
-    try:
-        return definition.read_text(encoding="utf-8"), json.loads(config.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{error.filename} is missing: a tokenizer is tokenizer.json and its config") from None
-    except ValueError as error:
-        raise UsageError(f"{config} is not JSON ({error}): fetch it again") from None
+    contents = {}
+    for path, key in ((definition, "model"), (config, None)):
+        try:
+            text = path.read_text(encoding="utf-8")
+            contents[path] = json.loads(text)
+        except OSError as error:
+            raise UsageError(
+                f"{path} cannot be read ({error.strerror}): a tokenizer is that file and its pair"
+            ) from None
+        except ValueError as error:
+            raise UsageError(f"{path} is not JSON ({error}): fetch it again") from None
+        if not isinstance(contents[path], dict) or (key and key not in contents[path]):
+            raise UsageError(f"{path} is not what its name says: fetch it again")
+    return definition.read_text(encoding="utf-8"), contents[config]
 
 
 # -- the three choices ------------------------------------------------------------------------------------------------
@@ -242,10 +271,9 @@ def choose(choice: TokenizerChoice, texts: Iterable[str] = ()) -> Tokenizer:
 
 def with_bos(definition: str, bos: str | None) -> str:
     """The definition with a post-processor that adds BOS and nothing else, or nothing at all."""
-    import tokenizers
     from tokenizers import processors
 
-    tokenizer = tokenizers.Tokenizer.from_str(definition)
+    tokenizer = parse(definition)
     if bos is None:
         plain = json.loads(definition)
         if (plain.get("post_processor") or {}).get("type") in (None, "ByteLevel"):

@@ -19,6 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
+CHUNK_BYTES = 32_768  # of a body whose length is not told
 Kind = Literal["status", "stall", "drip", "cut", "reset", "ignore range"]
 
 
@@ -131,20 +132,20 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_body(self, body: bytes, fault: Fault | None, chunked: bool) -> None:
         good = body if fault is None or fault.kind == "ignore range" else body[: fault.after]
-        if chunked:
-            self.wfile.write(b"%x\r\n%s\r\n" % (len(good), good) if good else b"")
-        else:
-            self.wfile.write(good)
+        size = CHUNK_BYTES if chunked else max(1, len(good))
+        for place in range(0, len(good), size):
+            piece = good[place : place + size]
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if chunked else piece)
         self.wfile.flush()
         if good is body:
             self.wfile.write(b"0\r\n\r\n" if chunked else b"")
         elif fault is not None and fault.kind == "reset":
             self.reset()
         elif fault is not None and fault.kind in ("stall", "drip"):
-            self.hold(body[fault.after :] if fault.kind == "drip" else b"")
+            self.hold(body[fault.after :] if fault.kind == "drip" else b"", b"1\r\n%s\r\n" if chunked else b"%s")
         self.close_connection = self.close_connection or good is not body
 
-    def hold(self, dripped: bytes) -> None:
+    def hold(self, dripped: bytes, frame: bytes) -> None:
         """Keeps the connection open without a word, or with a byte now and then, until the other side leaves."""
         self.connection.settimeout(0.05)
         for place in range(100_000):
@@ -152,7 +153,7 @@ class Handler(BaseHTTPRequestHandler):
                 return
             try:
                 if place < len(dripped) and place % 4 == 0:
-                    self.wfile.write(dripped[place // 4 : place // 4 + 1])
+                    self.wfile.write(frame % dripped[place // 4 : place // 4 + 1])
                 if self.connection.recv(1) == b"":
                     return
             except TimeoutError:

@@ -22,7 +22,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple, NoReturn
 from urllib.parse import unquote, urlsplit
 
@@ -548,12 +548,13 @@ def patient_client(library: Any) -> Any:
             """Asks for the rest of the body."""
             self.stream.close()
             self.patience.wait(error)
-            headers = dict(self.asked.headers)
+            headers = {key: value for key, value in self.asked.headers.items() if key.lower() != "range"}
             headers["Range"] = f"bytes={place}-{'' if self.last is None else self.last}"
             again = self.client.build_request("GET", self.asked.url, headers=headers)
             response = self.client.whole_try(again, self.patience)
             etag, now = self.response.headers.get("ETag"), response.headers.get("ETag")
-            if response.status_code not in (200, 206) or (etag and now and plain(etag) != plain(now)):
+            moved = response.status_code == 206 and total_of(response.headers.get("Content-Range"))[0] != place
+            if response.status_code not in (200, 206) or moved or (etag and now and plain(etag) != plain(now)):
                 response.close()
                 raise AutogError(
                     f"{shown(str(self.asked.url))} changed or went away while it was read (HTTP status "
@@ -568,7 +569,11 @@ def patient_client(library: Any) -> Any:
         """Requests with our time-outs, waits and notices."""
 
         def send(self, request: Any, *, stream: bool = False, **rest: Any) -> Any:
-            patience = ACTIVE[-1] if ACTIVE else Patience(shown(str(request.url)), lambda kind, facts: None, 60.0)
+            if not ACTIVE or request.url.host != endpoint_host():
+                # Side services such as the dataset viewer: `datasets` can do without them, so nobody waits for them.
+                request.extensions["timeout"] = library.Timeout(read_seconds(), connect=CONNECT_SECONDS).as_dict()
+                return super().send(request, stream=stream, **rest)
+            patience = ACTIVE[-1]
             while True:
                 response = self.whole_try(request, patience, **rest)
                 response.stream = Continued(self, request, response, patience)
@@ -598,6 +603,13 @@ def patient_client(library: Any) -> Any:
                 patience.wait(Passing(f"HTTP status {response.status_code}", after))
 
     return PatientClient
+
+
+def endpoint_host() -> str:
+    """The host of the hub in use."""
+    from huggingface_hub import constants
+
+    return urlsplit(constants.ENDPOINT).hostname or ""
 
 
 def asked_range(header: str | None) -> tuple[int, int | None]:
@@ -792,6 +804,11 @@ def hub_builder(choice: HubChoice) -> Any:
     """The dataset's builder at the pinned commit."""
     import datasets
 
+    if Path(choice.dataset).exists():
+        raise UsageError(
+            f"a file or folder {choice.dataset} in the current directory hides the hub dataset of that name: "
+            "start elsewhere, or use `path` if the local one is meant"
+        )
     try:
         return datasets.load_dataset_builder(
             choice.dataset,
@@ -803,8 +820,9 @@ def hub_builder(choice: HubChoice) -> Any:
     except (datasets.exceptions.DataFilesNotFoundError, FileNotFoundError) as error:
         raise_ours(error)
         raise_gated(error, choice.dataset)
+        wanted = ", ".join(f"{key} {value!r}" for key in ("data_dir", "data_files") if (value := getattr(choice, key)))
         raise UsageError(
-            f"{choice.dataset}: {one_line(error)}: check config, data_dir and data_files at {page(choice.dataset)}"
+            f"{choice.dataset} has no data files{f' for {wanted}' if wanted else ''}: see {page(choice.dataset)}"
         ) from None
     except ValueError as error:
         raise_ours(error)

@@ -13,11 +13,10 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from autog.errors import UsageError
+from autog.plan import CHUNK_TOKENS, logits_limit
 
 NOT_COUNTED = -100  # the label of a position that has no part in the loss
 VOCAB_MULTIPLE = 64  # GEMMs of a head whose rows are no multiple of this run at a fraction of the speed on CUDA
-CHUNK_ABOVE = 2**28  # elements of logits: 0.5 GiB in bf16, and four to eight times that with gradients and fp32
-CHUNK_TOKENS = 4096  # smaller chunks starve the GEMMs: see pytorch#124480
 CPU_PLAIN_LENGTH = 512
 
 
@@ -129,19 +128,19 @@ class ChunkedLossSum(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor, chunk_tokens: int, pad: bool) -> Tensor:
         wide = padded(head, pad)
         hidden_gradient = torch.empty_like(hidden)
-        head_gradient = torch.zeros(head.shape, dtype=torch.float32, device=head.device)
+        head_gradient = torch.zeros(wide.shape, dtype=torch.float32, device=head.device)
 
         def use(start: int, gradient: Tensor) -> None:
-            gradient = gradient.to(hidden.dtype)
+            gradient = F.pad(gradient.to(hidden.dtype), (0, wide.shape[0] - head.shape[0]))
             rows = hidden[start : start + chunk_tokens]
-            hidden_gradient[start : start + chunk_tokens] = gradient @ head
+            hidden_gradient[start : start + chunk_tokens] = gradient @ wide
             if head.dtype == torch.float32:
                 head_gradient.addmm_(gradient.t(), rows)
             else:
                 head_gradient.add_(gradient.t() @ rows)
 
         total = chunked_loss(hidden, wide, labels, chunk_tokens, head.shape[0], use)
-        ctx.save_for_backward(hidden_gradient, head_gradient)
+        ctx.save_for_backward(hidden_gradient, head_gradient[: head.shape[0]])
         ctx.head_dtype = head.dtype
         return total
 
@@ -149,13 +148,8 @@ class ChunkedLossSum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         hidden_gradient, head_gradient = ctx.saved_tensors
-        return (
-            hidden_gradient * gradient.to(hidden_gradient.dtype),
-            (head_gradient * gradient).to(ctx.head_dtype),
-            None,
-            None,
-            None,
-        )
+        to_hidden = hidden_gradient * gradient.to(hidden_gradient.dtype)
+        return to_hidden, (head_gradient * gradient).to(ctx.head_dtype), None, None, None
 
 
 def without_bias(width_in: int, width_out: int) -> nn.Linear:
@@ -182,7 +176,7 @@ class Decoder(nn.Module):
                 raise UsageError(f"model.{field} = {value!r} is not built for {config.model_type}: only {shown} is")
         self.config = config
         self.checkpointing = False  # True: blocks keep only their input and run again in the backward
-        self.logits_limit = logits_limit()
+        self.logits_limits = {compiled: logits_limit(device_bytes(), compiled) for compiled in (False, True)}
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -199,14 +193,14 @@ class Decoder(nn.Module):
         return hidden
 
     def apply_head(self, hidden: Tensor, head: Tensor, labels: Tensor | None, chunk_tokens: int | None) -> Tensor:
-        """Logits, or the loss sum when there are labels; `chunk_tokens` None takes the rule below, 0 never chunks."""
+        """Logits, or the loss sum when there are labels; `chunk_tokens` None takes the rule, 0 never chunks."""
         if labels is None:
             return F.linear(hidden, head)
         if chunk_tokens is None:
-            # Eager, the logits exist in fp32 too and with their gradients take four times a compiled head's memory.
-            limit = self.logits_limit if torch.compiler.is_compiling() else max(CHUNK_ABOVE, self.logits_limit // 4)
+            limit = self.logits_limits[torch.compiler.is_compiling()]
             chunk_tokens = head_chunk(labels.numel(), head.shape[0], limit)
-        return loss_sum(hidden, head, labels, chunk_tokens or None, pad=hidden.is_cuda)
+        pad = hidden.is_cuda and torch.compiler.is_compiling()  # eager, the copy costs more than it brings
+        return loss_sum(hidden, head, labels, chunk_tokens or None, pad)
 
     def check_length(self, ids: Tensor) -> None:
         """Refuses rows longer than the model's positions."""
@@ -220,14 +214,11 @@ def head_chunk(tokens: int, vocabulary: int, limit: int) -> int:
     return CHUNK_TOKENS if tokens > CHUNK_TOKENS and tokens * vocabulary > limit else 0
 
 
-def logits_limit() -> int:
-    """The most elements of logits at once: 2^28, or on a large CUDA device as many as 32 bytes each would fill it.
-
-    A compiled head holds them twice in bf16, so that this is an eighth of the device.
-    """
+def device_bytes() -> int:
+    """Memory of the present CUDA device, 0 without one."""
     if not torch.cuda.is_available():
-        return CHUNK_ABOVE
-    return max(CHUNK_ABOVE, torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory // 32)
+        return 0
+    return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
 
 
 def with_present_weights(block: nn.Module) -> Callable[..., Tensor]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
+from collections.abc import Generator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from autog.data.fillers import Fillers
 from autog.data.mixture import Mixture
@@ -25,8 +27,8 @@ from autog.runs import Run, checkpoints
 from autog.training.checkpoint import restore_optimizer, retain, save_checkpoint
 from autog.training.display import Display
 from autog.training.feeder import Feeder
-from autog.training.optim import build_optimizer, learning_rate
-from autog.training.precision import Loss, choose_compile, choose_precision
+from autog.training.optim import AdamW, build_optimizer, learning_rate
+from autog.training.precision import Loss, choose_compile, choose_precision, keep_freed_memory
 from autog.training.samples import write_samples
 from autog.training.session import Session, open_session
 from autog.training.telemetry import Telemetry, Totals, describe_device, energy_joules, environment
@@ -51,6 +53,7 @@ class Options:
 def pretrain(recipe: Recipe, run: Run, options: Options) -> int:
     """Trains from wherever the run stands to its last step; 0 when done, 130 when stopped by a signal."""
     world = start_world(options.cpu)
+    keep_freed_memory(world.device)
     display = Display(recipe.steps, active=world.main)
     try:
         with Signals() as signals, display:
@@ -165,7 +168,7 @@ class Trainer:
         if self.world.size > 1:
             loss, prepared = self.world.accelerator.prepare(loss, optimizer)
             optimizer = prepared.optimizer
-        self.loss, self.optimizer = loss, optimizer
+        self.loss, self.optimizer = loss, cast(AdamW, optimizer)
         self.parameters = [parameter for parameter in self.decoder.parameters() if parameter.requires_grad]
         if session.checkpoint is not None:
             path = session.checkpoint.path / "training" / "optimizer.safetensors"
@@ -343,7 +346,7 @@ class Trainer:
         """The gradient's norm before clipping, a device scalar; non-finite norms leave the gradients for the skip."""
         limit = self.recipe.optimizer.grad_clip
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit if limit is not None else float("inf"))
-        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     # -- records ----------------------------------------------------------------------------------------------------
 
@@ -437,7 +440,7 @@ class Trainer:
         self.telemetry.stopwatch.start()
 
     @contextlib.contextmanager
-    def gathering(self) -> Any:
+    def gathering(self) -> Generator[None]:
         """A failed write in the main process is a failure of all, not a hang of the others."""
         error: AutogError | None = None
         try:
@@ -487,8 +490,8 @@ class Trainer:
         if first and self.validation.empty:
             self.display.say(f"no validation rows from {', '.join(self.validation.empty)}: left out of the mixture")
         figures = self.validation.measure(self.loss, self.eager, self.world, self.micro_batch)
-        row = {"step": self.step, "tokens": self.step * self.recipe.train.batch_tokens, **figures}
-        mixed = row["loss"]["mixed"]
+        row: dict[str, Any] = {"step": self.step, "tokens": self.step * self.recipe.train.batch_tokens, **figures}
+        mixed = figures["loss"]["mixed"]
         if mixed is not None and (self.best is None or mixed < self.best["loss"]["mixed"]):
             self.best = row
         self.display.evaluation(row)
@@ -607,6 +610,7 @@ def summarise(trainer: Trainer) -> dict[str, Any]:
         "final_loss": last.get("loss"),
         "best_validation": trainer.best,
         "last_validation": evaluations[-1] if evaluations else None,
+        "unigram_entropy": trainer.validation.unigram_entropy(),
     }
 
 
@@ -624,6 +628,11 @@ def closing_lines(trainer: Trainer, summary: dict[str, Any]) -> list[str]:
     ]
     if where is None:
         return lines
+    if summary["last_validation"] and summary["unigram_entropy"]:
+        mixed, entropy = summary["last_validation"]["loss"]["mixed"], summary["unigram_entropy"]
+        lines.append(
+            f"validation loss {mixed:.3f}; {entropy:.3f} is what knowing only each token's frequency would give"
+        )
     if trainer.step < trainer.recipe.steps:
         lines.append(f"go on with the same command; the last checkpoint is {where}")
     else:

@@ -30,10 +30,16 @@ def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: fl
     return [group for group in groups.values() if group["params"]]
 
 
-def build_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
-    """Fused AdamW over the module's parameters; it skips a step on the device when `found_inf` says so."""
+class AdamW(torch.optim.AdamW):
+    """torch's fused AdamW, which skips an update on the device where `found_inf` is 1 (a gradient scaler's hook)."""
+
+    found_inf: Tensor | None = None
+
+
+def build_optimizer(module: nn.Module, settings: Optimizer) -> AdamW:
+    """AdamW over the module's parameters."""
     groups = parameter_groups(module.named_parameters(), settings.weight_decay)
-    return torch.optim.AdamW(
+    return AdamW(
         [{key: group[key] for key in ("params", "weight_decay")} for group in groups],
         lr=settings.learning_rate,
         betas=settings.betas,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import shutil
+import sys
 import time
 from collections.abc import Callable
 
@@ -59,6 +61,19 @@ class Loss(nn.Module):
             return torch.func.functional_call(self.decoder, low, (ids, labels))
         with torch.autocast("cuda", torch.bfloat16, enabled=self.autocast):
             return self.decoder(ids, labels)
+
+
+def keep_freed_memory(device: torch.device) -> None:
+    """Makes glibc keep the memory that a CPU step frees, for the next step.
+
+    It would give every large tensor back to the kernel and fault it in anew: measured, that costs a fifth of an fp32
+    step and half of a bf16 one. The constants are M_MMAP_MAX and M_TRIM_THRESHOLD of mallopt(3).
+    """
+    if device.type == "cpu" and sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(-4, 0)
+            mallopt(-1, -1)
 
 
 def measured_tflops(device: torch.device, precision: str, seconds: float) -> float:

@@ -52,6 +52,16 @@ class Validation:
         rows = (self.stores[name].row("val", number)[1:] for number in range(self.rows[name]))
         return int(sum(self.bytes_per_token[row].sum() for row in rows))
 
+    def unigram_entropy(self) -> float | None:
+        """Nats per token of the best guess without context, on the mixture's validation rows: their own frequencies."""
+        counts = np.zeros(len(self.bytes_per_token))
+        for name, rows in self.rows.items():
+            if rows and self.shares.get(name):
+                ids = np.concatenate([self.stores[name].row("val", number)[1:] for number in range(rows)])
+                counts += np.bincount(ids, minlength=len(counts)) * (self.shares[name] / len(ids))
+        shares = counts[counts > 0] / counts.sum() if counts.any() else np.zeros(0)
+        return float(-(shares * np.log(shares)).sum()) if len(shares) else None
+
     @property
     def empty(self) -> list[str]:
         """Sources that have no validation rows."""

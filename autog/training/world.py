@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, KwargsHandler
 
 from autog.errors import AutogError, UsageError
 
@@ -80,7 +80,7 @@ class World:
             dist.barrier(group=self.group)
 
     @contextlib.contextmanager
-    def main_first(self) -> Iterator[bool]:
+    def main_first(self) -> Generator[bool]:
         """Runs a block in the main process; its failure is every process's failure, with the same message."""
         failure: BaseException | None = None
         if self.main:
@@ -107,7 +107,7 @@ def start_world(cpu: bool) -> World:
     expected = int(os.environ.get("WORLD_SIZE", "1"))
     if cpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    handlers = [
+    handlers: list[KwargsHandler] = [
         DistributedDataParallelKwargs(gradient_as_bucket_view=True),
         InitProcessGroupKwargs(timeout=GROUP_TIMEOUT),
     ]
