@@ -58,6 +58,10 @@ class Tokenizer:
     def cut_space(self) -> str | None:
         """What a piece of a long text keeps of the space before it: all of it, or nothing where the tokenizer adds one
         by itself (as SentencePiece's do); None if a text of this tokenizer cannot be cut."""
+        if json.loads(self.definition).get("pre_tokenizer") is None and any(
+            "\u2581" in token.strip("\u2581") for token in self.slow.get_vocab(with_added_tokens=False)
+        ):
+            return None  # it has tokens of several words
         whole, first = self._encode_piece("one two three").tolist(), self._encode_piece("one two").tolist()
         for kept in (" ", ""):
             if first + self._encode_piece(f"{kept}three").tolist() == whole:
@@ -242,9 +246,7 @@ def read_tokenizer_files(definition: Path, config: Path) -> tuple[str, dict[str,
             text = path.read_text(encoding="utf-8")
             contents[path] = json.loads(text)
         except OSError as error:
-            raise UsageError(
-                f"{path} cannot be read ({error.strerror}): a tokenizer is that file and its pair"
-            ) from None
+            raise UsageError(f"{path} cannot be read ({error.strerror}): a tokenizer is two files") from None
         except ValueError as error:
             raise UsageError(f"{path} is not JSON ({error}): fetch it again") from None
         if not isinstance(contents[path], dict) or (key and key not in contents[path]):

@@ -76,10 +76,15 @@ def load(directory: Path) -> Decoder:
     return decoder
 
 
+def gradient(weight: Tensor) -> Tensor:
+    assert weight.grad is not None
+    return weight.grad.clone()
+
+
 def gradients(decoder: torch.nn.Module, loss: Tensor) -> dict[str, Tensor]:
     decoder.zero_grad(set_to_none=True)
     loss.backward()
-    return {name: weight.grad.clone() for name, weight in decoder.named_parameters()}
+    return {name: gradient(weight) for name, weight in decoder.named_parameters()}
 
 
 def assert_close(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float) -> None:
@@ -401,7 +406,7 @@ def test_a_row_without_counted_labels_has_loss_zero() -> None:
     for chunk_tokens in (0, 8):
         loss = decoder(ids, torch.full_like(labels, -100), chunk_tokens=chunk_tokens)
         assert loss.item() == 0
-        assert all(torch.all(gradient == 0) for gradient in gradients(decoder, loss).values())
+        assert all(torch.all(each == 0) for each in gradients(decoder, loss).values())
 
 
 def test_ids_may_be_int32() -> None:
@@ -430,7 +435,7 @@ def test_bf16_copies_of_the_masters_give_nearly_the_same_step(shape: str, checkp
     half.backward()
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, loss, rtol=2e-3, atol=0)
-    assert_close({name: copy.grad.float() for name, copy in copies.items()}, expected, 0.05)
+    assert_close({name: gradient(copy).float() for name, copy in copies.items()}, expected, 0.05)
 
 
 @each_family
@@ -478,7 +483,8 @@ def test_a_sharded_decoder_gives_the_same_loss(shape: str) -> None:
         decoder.checkpointing = True
         loss = decoder(ids, labels)
         torch.testing.assert_close(loss, expected)
-        sharded = {name: gradient.full_tensor() for name, gradient in gradients(decoder, loss).items()}
+        sharded: dict[str, Any] = gradients(decoder, loss)
+        sharded = {name: part.full_tensor() for name, part in sharded.items()}
         assert_close(sharded, expected_gradients, 1e-6)
     finally:
         distributed.destroy_process_group()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, tra
 from autog.data.store import token_type
 from autog.errors import AutogError, UsageError
 from autog.recipe import TokenizerChoice
-from autog.tokens import END, GPT2_PATTERN, PIECE_CHARS, Tokenizer, choose, pieces
+from autog.tokens import END, PIECE_CHARS, Tokenizer, choose, pieces
 
 CACHE = Path(os.environ.get("AUTOG_TIKTOKEN_CACHE", ROOT.parent / "shared" / "data" / "tiktoken-cache"))
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
@@ -223,8 +222,8 @@ def test_too_little_text_for_a_vocabulary_names_the_size_that_works() -> None:
 def long_text(seed: int, length: int) -> str:
     """Words, lines, runs of spaces and unbroken stretches."""
     pick = random.Random(seed)
-    parts = []
-    while sum(map(len, parts)) < length:
+    parts: list[str] = []
+    for _ in range(length // 6):
         parts.append(pick.choice([" ", "  ", "\n", " \n ", "\t", ". ", "", " "]))
         parts.append("".join(pick.choices("abcdeé雨'19", k=pick.choice([1, 3, 8, 30]))))
     return "".join(parts)
@@ -233,9 +232,26 @@ def long_text(seed: int, length: int) -> str:
 @pytest.mark.parametrize("seed", range(4))
 def test_a_long_text_is_cut_only_where_no_token_crosses(seed: int, tokenizer: Tokenizer) -> None:
     text = long_text(seed, 3 * PIECE_CHARS)
+    assert tokenizer.cut_space == " "
     cut = list(pieces(text))
     assert len(cut) > 2 and "".join(cut) == text and max(map(len, cut)) <= PIECE_CHARS
     assert tokenizer.encode(text).tolist() == tokenizer.slow.encode(text, add_special_tokens=False).ids
+
+
+def test_a_long_text_of_a_tokenizer_that_adds_spaces_itself_is_cut_without_them() -> None:
+    tokenizer = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.BpeTrainer(vocab_size=60, special_tokens=["<unk>", "</s>"], show_progress=False)
+    tokenizer.train_from_iterator(["one two three", "three two one"], trainer)
+    definition = json.loads(tokenizer.to_str())
+    prepend, replace = {"type": "Prepend", "prepend": "\u2581"}, {"type": "Replace", "pattern": {"String": " "}}
+    definition["normalizer"] = {"type": "Sequence", "normalizers": [prepend, replace | {"content": "\u2581"}]}
+    definition["pre_tokenizer"] = None  # as Llama 2's and Mistral's are written
+    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(definition))
+    ours = Tokenizer(tokenizer.to_str(), "</s>")
+    assert ours.fast is None and ours.cut_space == ""
+    text = "one two three  two\n" * (3 * PIECE_CHARS // 19)
+    assert ours.encode(text).tolist() == ours.slow.encode(text, add_special_tokens=False).ids
 
 
 @pytest.mark.parametrize("text", ["a" * 10_000_000, " " * 3_000_000, "ab1 \n" * 1_000_000, "\n" * 2_000_000])
@@ -296,7 +312,7 @@ def test_a_tokenizer_that_is_nowhere_is_named() -> None:
 
 
 def test_an_unknown_tiktoken_name_lists_the_known_ones() -> None:
-    with pytest.raises(UsageError, match="tokenizer.tiktoken = gpt5: tiktoken knows .*gpt2"):
+    with pytest.raises(UsageError, match=r"tokenizer\.tiktoken = gpt5: tiktoken knows .*gpt2"):
         choose(choice(tiktoken="gpt5"))
 
 
@@ -353,11 +369,17 @@ def test_gpt2_gives_the_ids_of_tiktoken(text: str, gpt2: Tokenizer) -> None:
     assert (gpt2.vocab_size, gpt2.end_id, gpt2.bos) == (50_257, 50_256, None)
 
 
-def test_gpt2s_pattern_is_the_one_of_tiktoken() -> None:
-    sys.modules.pop("tiktoken_ext.openai_public", None)
+@given(text=ANY_TEXT)
+def test_our_spelling_of_gpt2s_pattern_cuts_as_tiktokens_does(text: str, tokenizer_folder: Path) -> None:
+    from tiktoken import Encoding
     from tiktoken_ext import openai_public
 
-    assert openai_public.r50k_pat_str.replace("++", "+") == GPT2_PATTERN
+    fast = Tokenizer.load(tokenizer_folder).fast
+    assert fast is not None
+    ranks = fast.encoding._mergeable_ranks
+    theirs = Encoding("theirs", pat_str=openai_public.r50k_pat_str, mergeable_ranks=ranks, special_tokens={})
+    for example in (text, *HARD_TEXTS):
+        assert fast.encode(example).tolist() == fast.ids[theirs.encode_ordinary(example)].tolist()
 
 
 # -- on disk ----------------------------------------------------------------------------------------------------------

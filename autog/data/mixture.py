@@ -43,12 +43,19 @@ def window_order(seed: int, source: str, epoch: int, window: int, size: int) -> 
 
 
 def interleave(quotas: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """One cycle, evenly interleaved: the source of each place, and how many rows of that source came before it."""
-    owner = np.repeat(np.arange(len(quotas)), quotas)
-    count = np.concatenate([np.arange(quota) for quota in quotas]) if quotas else np.zeros(0, dtype=np.int64)
-    due = np.concatenate([(np.arange(quota) + 0.5) / quota for quota in quotas if quota])
-    order = np.lexsort((owner, due))
-    return owner[order], count[order]
+    """One cycle, each source within one row of its share in every prefix (Tijdeman, The chairman assignment problem,
+    1980): the source of each place, and how many rows of that source came before it."""
+    quota, cycle = np.array(quotas, dtype=np.int64), sum(quotas)
+    sharpness = max(1, 2 * len(quotas) - 2)
+    owner, before = np.zeros(cycle, dtype=np.int64), np.zeros(cycle, dtype=np.int64)
+    used = np.zeros(len(quotas), dtype=np.int64)
+    for place in range(cycle):
+        lag = sharpness * (quota * (place + 1) - cycle * used)
+        patience = np.where(lag >= cycle, ((sharpness - 1) * cycle - lag) / quota, np.inf)
+        chosen = int(np.argmin(patience))
+        owner[place], before[place] = chosen, used[chosen]
+        used[chosen] += 1
+    return owner, before
 
 
 class Mixture:

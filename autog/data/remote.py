@@ -33,6 +33,7 @@ LONGEST_WAIT_SECONDS = 60.0
 BEAT_SECONDS = 2.0
 SLOWEST_BYTES = 1_024  # fewer than this within the read time-out is a stall, however politely they drip
 SKIP_BYTES = 1 << 18
+AT_LEAST_BYTES = 1 << 16  # taken from a connection at once, however little is asked for
 BLOCK_BYTES = 4 << 20  # one request of a file that is read at many places
 BLOCKS_KEPT = 8
 PASSING = {408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529}  # statuses that another try may cure
@@ -258,6 +259,7 @@ class RemoteFile(io.RawIOBase):
         self.span: int | None = None  # bytes asked for at once; None: to the end
         self.ranges = True  # until the server ignores one
         self.furthest = 0
+        self.recent, self.recent_at = memoryview(b""), 0  # what came last, so that looking at a beginning costs nothing
 
     def readable(self) -> bool:
         return True
@@ -292,22 +294,29 @@ class RemoteFile(io.RawIOBase):
             count += len(data)
         return count
 
-    def some(self, wanted: int) -> bytes:
+    def some(self, wanted: int) -> memoryview:
         """At most `wanted` bytes from the reader's place, whatever it takes; none at the end."""
-        while True:
-            if wanted == 0 or (self.length is not None and self.place >= self.length):
-                return b""
+        if not 0 <= self.place - self.recent_at < len(self.recent):
+            self.recent, self.recent_at = memoryview(self.arrive(max(wanted, AT_LEAST_BYTES))), self.place
+        inside = self.place - self.recent_at
+        data = self.recent[inside : inside + wanted]
+        self.place += len(data)
+        return data
+
+    def arrive(self, wanted: int) -> bytes:
+        """The next bytes from the server, at most `wanted`, with as many tries as it takes; none at the end."""
+        while self.length is None or self.place < self.length:
             try:
                 data = self.attempt(wanted)
             except self.passing as error:
                 self.hang_up()
                 self.patience.wait(error)
                 continue
-            self.place += len(data)
-            if self.place > self.furthest:
-                self.furthest = self.place
+            if self.place + len(data) > self.furthest:
+                self.furthest = self.place + len(data)
                 self.patience.progressed()
             return data
+        return b""
 
     def attempt(self, wanted: int) -> bytes:
         """One try to read, over the open response where it stands at the right byte."""

@@ -35,7 +35,7 @@ UNDECODABLE_SHARE = 0.01
 BEAT_SECONDS = 2.0
 PATIENCE_SECONDS = 1_800.0
 RESOLVE_PATIENCE_SECONDS = 60.0  # at a start a person is waiting: say soon that there is no network
-NO_BREAK_IN_JSON = re.compile(rb"\\u[dD][89a-fA-F]")
+ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 Notify = Callable[[str, dict[str, Any]], None]
 Place = dict[str, Any]
@@ -398,7 +398,8 @@ def parse_line(line: bytes, codec: str, source: Source, where: str) -> Found | N
         text = line.decode(codec)
     except UnicodeDecodeError:
         return Skipped("undecodable", where)
-    surrogates = NO_BREAK_IN_JSON.search(line) if len(codec) < 6 or codec[:4] != "utf-" else True
+    # Strict decoding lets none through, so they can only come from escapes; in UTF-16 the pattern would miss those.
+    surrogates = codec.startswith(("utf-16", "utf-32")) or ESCAPED_SURROGATE.search(line)
     del line
     if text.isspace():
         return None

@@ -380,7 +380,7 @@ PLOTS: dict[str, tuple[tuple[str, ...], ...]] = {
             '"Now I have nothing," said {hero}. {Friend} looked at it closely. "I have an idea," {he2} said.',
         ),
         (
-            "They put their heads together, and in the end they made {rescue}.",
+            "They put their heads together, and in the end they came up with {rescue}.",
             "They [worked until it was dark|hurried as fast as they could]. Out of the bad luck they made {rescue}.",
         ),
         (
@@ -493,8 +493,9 @@ def things(dice: Dice) -> dict[str, str]:
     thing, color, seed = dice.one(THINGS), dice.one(COLORS), dice.one(SEEDS)
     return {
         "at": at, "place": place, "spot": spot, "spot2": spot2, "around": dice.one(("around", "near")),
-        "thing": thing, "a_thing": article(thing), "shared": dice.one(SHARED), "color": color, "a_color": article(color),
-        "food": dice.one(FOODS), "weather": dice.one(WEATHERS), "lure": dice.one(LURES), "seed": seed, "a_seed": article(seed),
+        "thing": thing, "a_thing": article(thing), "shared": dice.one(SHARED), "color": color,
+        "a_color": article(color), "food": dice.one(FOODS), "weather": dice.one(WEATHERS), "lure": dice.one(LURES),
+        "seed": seed, "a_seed": article(seed),
         "baby": baby, "a_baby": article(baby), "stuck": stuck, "tool": tool, "fear": fear, "step": step, "deed": deed,
         "breakable": breakable, "mend": mend, "skill": skill, "failed": failed, "failed_too": failed,
         "gift": gift, "mishap": mishap, "rescue": rescue, "guide": guide, "a_guide": article(guide), "sign": sign,

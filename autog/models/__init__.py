@@ -94,7 +94,8 @@ def checked(config_class: type[PretrainedConfig], fields: dict[str, Any], where:
     """The config object; transformers' own complaints as one UsageError."""
     try:
         # Their default ids may lie outside our vocabulary; the caller sets the tokenizer's.
-        return config_class(**{"bos_token_id": None, "eos_token_id": None} | fields)
+        complete: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, **fields}
+        return config_class(**complete)
     except (StrictDataclassError, TypeError, ValueError, KeyError, AttributeError) as error:
         told = " ".join(str(error).split())
         raise UsageError(f"{where}: {told}: correct that field") from None

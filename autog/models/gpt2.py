@@ -66,6 +66,17 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
+class Stack(nn.Module):
+    """All but the head, held together only for the names: `GPT2` runs it."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+
+
 class GPT2(Decoder):
     """The decoder; `forward` gives logits (rows, length, vocabulary), or with labels their summed loss in fp32."""
 
@@ -92,11 +103,7 @@ class GPT2(Decoder):
         super().__init__(config)
         require_positive(config, (*self.shape, "vocab_size", "n_positions", *(["n_inner"] if config.n_inner else [])))
         require_multiple(config, "n_embd", "n_head")
-        self.transformer = nn.Module()
-        self.transformer.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.transformer.wpe = nn.Embedding(config.n_positions, config.n_embd)
-        self.transformer.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.transformer.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.transformer = Stack(config)
         if not config.tie_word_embeddings:
             self.lm_head = without_bias(config.n_embd, config.vocab_size)
 

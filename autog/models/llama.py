@@ -38,6 +38,8 @@ class Attention(nn.Module):
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
+        # The config fills both in from the number of heads where they are not given.
+        assert config.head_dim is not None and config.num_key_value_heads is not None
         self.head_dim = config.head_dim
         self.q_proj = without_bias(config.hidden_size, config.num_attention_heads * config.head_dim)
         self.k_proj = without_bias(config.hidden_size, config.num_key_value_heads * config.head_dim)
@@ -79,6 +81,16 @@ class Block(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
+class Stack(nn.Module):
+    """All but the head, held together only for the names: `Llama` runs it."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
 class Llama(Decoder):
     """The decoder; `forward` gives logits (rows, length, vocabulary), or with labels their summed loss in fp32."""
 
@@ -96,13 +108,10 @@ class Llama(Decoder):
         super().__init__(config)
         require_positive(config, (*self.shape, "num_key_value_heads", "head_dim", "vocab_size"))
         require_multiple(config, "num_attention_heads", "num_key_value_heads")
-        if config.head_dim % 2:
+        if config.head_dim is None or config.head_dim % 2:
             raise UsageError(f"model.head_dim = {config.head_dim} must be even: rotary positions turn pairs")
         self.theta = plain_rotary_theta(config)
-        self.model = nn.Module()
-        self.model.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.model.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
-        self.model.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.model = Stack(config)
         if not config.tie_word_embeddings:
             self.lm_head = without_bias(config.hidden_size, config.vocab_size)
 
@@ -132,7 +141,7 @@ class Llama(Decoder):
 
 def plain_rotary_theta(config: LlamaConfig) -> float:
     """The base of the rotary frequencies; UsageError for any kind but the plain one."""
-    rope = dict(config.rope_parameters)
+    rope: dict[str, Any] = {**(config.rope_parameters or {})}
     kind, theta = rope.pop("rope_type", "default"), rope.pop("rope_theta", None)
     stray = {name: value for name, value in rope.items() if not (name == "partial_rotary_factor" and value == 1.0)}
     if kind != "default" or stray:

@@ -110,8 +110,7 @@ def chunked_loss(
         ids = labels[start : start + chunk_tokens]
         counted = ids != NOT_COUNTED
         ids = torch.where(counted, ids, 0)[:, None]
-        logits = F.linear(hidden[start : start + chunk_tokens], head)
-        logits = logits[:, :vocabulary].float()
+        logits = F.linear(hidden[start : start + chunk_tokens], head)[:, :vocabulary].float()
         log_sum = logits.logsumexp(dim=1, keepdim=True)
         total = total + torch.where(counted[:, None], log_sum - logits.gather(1, ids), 0.0).sum()
         if use is not None:
@@ -132,8 +131,8 @@ class ChunkedLossSum(torch.autograd.Function):
 
         def use(start: int, gradient: Tensor) -> None:
             gradient = F.pad(gradient.to(hidden.dtype), (0, wide.shape[0] - head.shape[0]))
-            rows = hidden[start : start + chunk_tokens]
             hidden_gradient[start : start + chunk_tokens] = gradient @ wide
+            rows = hidden[start : start + chunk_tokens]
             if head.dtype == torch.float32:
                 head_gradient.addmm_(gradient.t(), rows)
             else:
@@ -160,10 +159,10 @@ def without_bias(width_in: int, width_out: int) -> nn.Linear:
 class Decoder(nn.Module):
     """The frame of every family: configuration checked, blocks run, head applied."""
 
-    # What a family says of itself.
     base: ClassVar[str]  # the prefix of every parameter but the head's
     architecture: ClassVar[str]  # the Hugging Face class that loads what we write
     residual: ClassVar[tuple[str, ...]]  # endings of the matrices that write into the residual stream
+    shape: ClassVar[tuple[str, ...]]  # fields that a recipe must give, unless by `depth`
     fields: ClassVar[frozenset[str]]  # fields of the Hugging Face config that are obeyed
     fixed: ClassVar[dict[str, tuple[Any, ...]]]  # fields that are known with these values only
 
@@ -177,6 +176,11 @@ class Decoder(nn.Module):
         self.config = config
         self.checkpointing = False  # True: blocks keep only their input and run again in the backward
         self.logits_limits = {compiled: logits_limit(device_bytes(), compiled) for compiled in (False, True)}
+
+    @staticmethod
+    def at_depth(depth: int, given: dict[str, Any]) -> dict[str, Any]:
+        """The fields that `depth: N` stands for, beside those given."""
+        raise NotImplementedError
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -226,7 +230,7 @@ def with_present_weights(block: nn.Module) -> Callable[..., Tensor]:
 
     A checkpointed block runs again in the backward, when `functional_call` has long put the masters back.
     """
-    present = dict(block.named_parameters())
+    present: dict[str, Tensor] = {**dict(block.named_parameters())}
     if all(isinstance(weight, nn.Parameter) for weight in present.values()):
         return block
     return lambda *inputs: functional_call(block, present, inputs)
