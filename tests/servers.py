@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
 CHUNK_BYTES = 32_768  # of a body whose length is not told
@@ -164,7 +165,7 @@ class Handler(BaseHTTPRequestHandler):
         """Ends the connection as a crashed peer does: with RST instead of FIN."""
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.close_connection = True
-        self.connection.close()
+        os.close(self.connection.detach())  # close() would wait for the files made from the socket, and send FIN first
 
 
 @dataclass
@@ -192,7 +193,7 @@ class Hub(Site):
 class HubHandler(Handler):
     """The hub's API for datasets: info, auth-check, tree, paths-info, resolve."""
 
-    site: Hub
+    body = b""
 
     def do_POST(self) -> None:
         self.body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
@@ -204,7 +205,8 @@ class HubHandler(Handler):
         match = re.fullmatch(
             r"/(?:api/)?datasets/([^/]+/[^/]+?)(?:/(revision|auth-check|tree|paths-info|resolve)(/.*)?)?", name
         )
-        repository = self.site.repositories.get(match[1]) if match else None
+        site = self.site
+        repository = site.repositories.get(match[1]) if match and isinstance(site, Hub) else None
         if match is None or repository is None:
             self.plain(404, b'{"error": "Repository not found"}', {"X-Error-Code": "RepoNotFound"})
             return
@@ -270,6 +272,9 @@ class HubHandler(Handler):
         self.plain(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
 
 
+Served = TypeVar("Served", bound=Site)
+
+
 class Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
@@ -279,7 +284,7 @@ class Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def running(site: Site) -> Iterator[Site]:
+def running(site: Served) -> Generator[Served, None, None]:
     """The site on a free port of 127.0.0.1, its address in `site.url`, until the `with` ends."""
     base = HubHandler if isinstance(site, Hub) else Handler
     handler = type("SiteHandler", (base,), {"site": site})

@@ -126,8 +126,11 @@ def test_a_damaged_manifest_is_named(tmp_path: Path) -> None:
 
 
 def test_a_store_has_one_writer_and_a_dead_one_holds_nothing(tmp_path: Path) -> None:
-    hold = "import sys, pathlib; from autog.data.store import StoreWriter; w = StoreWriter(pathlib.Path(sys.argv[1]), {}, 9)"
-    code = f"{hold}; print(w.acquire(), flush=True); sys.stdin.read()"
+    code = (
+        "import sys, pathlib; from autog.data.store import StoreWriter\n"
+        "writer = StoreWriter(pathlib.Path(sys.argv[1]), {}, 9)\n"
+        "print(writer.acquire(), flush=True); sys.stdin.read()"
+    )
     command = [sys.executable, "-c", code, str(tmp_path)]
     other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment())
     assert other.stdout is not None and other.stdout.readline() == "True\n"

@@ -16,6 +16,7 @@ from typing import Any
 from autog.data.sources import Document, Skipped, open_source
 from autog.data.store import SPLIT_RULE, Split, StoreWriter, is_validation, store_key, text_hash
 from autog.errors import AutogError, UsageError
+from autog.hooks import pause
 from autog.recipe import Source
 from autog.tokens import Tokenizer
 
@@ -109,6 +110,8 @@ class Filling:
             ended = True
             for item in reader:
                 self.take(item)
+                pause("fill")
+                pause("fill")
                 if self.job.enough(writer.tokens["train"], writer.tokens["val"]) or self.stop.is_set():
                     ended = False
                     break
@@ -223,12 +226,20 @@ def main() -> None:
     except AutogError as error:
         event("error", {"message": str(error), "usage": False})
     except OSError as error:
-        event("error", {"message": f"filling {job.directory} failed: {error}", "usage": False})
+        event("error", {"message": could_not_write(job, error), "usage": False})
     else:
         event("finished", {})
     output.flush()
     # Arrow's and other libraries' threads must not turn a finished job into a crash at exit.
     os._exit(0)
+
+
+def could_not_write(job: Job, error: OSError) -> str:
+    """What to do when the disk says no."""
+    return (
+        f"filling {job.directory} failed ({error.strerror or error}): free some space or mend what is wrong with the "
+        "disk, and repeat the command; what was filled so far is kept"
+    )
 
 
 def as_message(job: Job) -> str:

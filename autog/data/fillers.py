@@ -40,8 +40,11 @@ class Filler:
         command = [sys.executable, "-m", "autog.data.fill"]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self.process.stdin is not None
-        self.process.stdin.write(as_message(self.job))
-        self.process.stdin.flush()
+        try:
+            self.process.stdin.write(as_message(self.job))
+            self.process.stdin.flush()
+        except OSError:
+            pass  # it died before it read its job, which `watch` will see
         self.heard_at = time.monotonic()
         threading.Thread(target=self.listen, args=(self.process,), daemon=True).start()
 
@@ -78,7 +81,9 @@ class Filler:
 
     def watch(self) -> None:
         """Says when a source stalls, restarts a process that hangs or died, gives up when patience is at its end."""
-        if self.finished or self.error is not None or self.process is None:
+        if self.process is None or (self.process.poll() is not None and (self.finished or self.error)):
+            return  # polling also lets the kernel forget a process that ended
+        if self.finished or self.error is not None:
             return
         now = time.monotonic()
         if now - self.progressed_at > self.job.patience_seconds:
@@ -145,9 +150,14 @@ class Fillers:
 
     def watch(self, ready: threading.Event) -> None:
         """Lives as long as the run: the kernel ties a child's life to the thread that started it."""
-        for filler in self.fillers:
-            filler.start()
-        ready.set()
+        try:
+            for filler in self.fillers:
+                filler.start()
+        except OSError as error:
+            for filler in self.fillers:
+                filler.error = AutogError(f"no process could be started to read the sources ({error.strerror})")
+        finally:
+            ready.set()
         while not self.stopping.wait(0.5):
             for filler in self.fillers:
                 filler.watch()

@@ -23,7 +23,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, NamedTuple, NoReturn
+from typing import IO, Any, NamedTuple, NoReturn, cast
 from urllib.parse import unquote, urlsplit
 
 from autog.errors import AutogError, UsageError
@@ -221,8 +221,7 @@ def passing_errors() -> tuple[type[BaseException], ...]:
     import requests
     import urllib3
 
-    errors = (Passing, OSError, requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException)
-    return errors  # type: ignore[return-value]
+    return (Passing, OSError, requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException)
 
 
 def probe(url: str, notify: Notify, patience_seconds: float) -> Pinned:
@@ -482,7 +481,7 @@ class Blocks(io.RawIOBase):
 def open_remote(pinned: Pinned, notify: Notify, patience_seconds: float, random_access: bool) -> IO[bytes]:
     """The pinned URL as a file; `random_access` for formats that jump."""
     remote = RemoteFile(pinned, Patience(shown(pinned.url), notify, patience_seconds))
-    return Blocks(remote) if random_access else remote  # type: ignore[return-value]
+    return cast(IO[bytes], Blocks(remote) if random_access else remote)
 
 
 # --- the hub ---
@@ -497,7 +496,7 @@ def install_client() -> None:
     The library and `datasets` retry by themselves, with time-outs and waits that add up to minutes without a word; what
     comes out of this client is either whole or final, so theirs never begins.
     """
-    import datasets
+    import datasets.config
     import huggingface_hub
 
     usual = huggingface_hub.get_session()
@@ -812,6 +811,7 @@ def stream_dataset(choice: HubChoice) -> Any:
 def hub_builder(choice: HubChoice) -> Any:
     """The dataset's builder at the pinned commit."""
     import datasets
+    import datasets.exceptions
 
     if Path(choice.dataset).exists():
         raise UsageError(

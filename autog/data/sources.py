@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from autog.errors import UsageError
 from autog.recipe import Filter, Source
@@ -237,12 +237,12 @@ def unpack(file: IO[bytes]) -> IO[bytes]:
     magic = file.read(4)
     file.seek(0)
     if magic[:2] == b"\x1f\x8b":
-        return Unpacked(file, lambda: zlib.decompressobj(wbits=31), zlib.error)  # type: ignore[return-value]
+        return cast(IO[bytes], Unpacked(file, lambda: zlib.decompressobj(wbits=31), zlib.error))
     if magic == b"\x28\xb5\x2f\xfd":
         import zstandard
 
         new = zstandard.ZstdDecompressor().decompressobj
-        return Unpacked(file, new, zstandard.ZstdError)  # type: ignore[return-value]
+        return cast(IO[bytes], Unpacked(file, new, zstandard.ZstdError))
     return file
 
 
@@ -318,9 +318,12 @@ def find_aligned(chunk: bytes, newline: bytes, start: int) -> int:
     return found
 
 
-def lines(stream: IO[bytes], newline: bytes, beat: Beat) -> Iterator[tuple[bytes | None, int]]:
-    """Each line with its newline and its length in bytes; None for one too long to be held."""
-    held: list[bytes] = []
+def lines(stream: IO[bytes], newline: bytes, beat: Beat) -> Iterator[tuple[bytes | bytearray | None, int]]:
+    """Each line with its newline and its length in bytes; None for one too long to be held.
+
+    A long one comes as a bytearray that its taker may clear: so it is never in memory twice.
+    """
+    held = bytearray()
     size = 0
     while chunk := read_fully(stream, CHUNK_BYTES):
         beat()
@@ -328,19 +331,21 @@ def lines(stream: IO[bytes], newline: bytes, beat: Beat) -> Iterator[tuple[bytes
         while (found := find_aligned(chunk, newline, start)) >= 0:
             end = found + len(newline)
             size += end - start
-            if not held and size <= LONGEST_ROW_BYTES:
+            if size == end - start:
                 yield chunk[start:end], size
+            elif size <= LONGEST_ROW_BYTES:
+                held += chunk[start:end]
+                yield held, size
             else:
-                held.append(chunk[start:end])
-                yield (b"".join(held) if size <= LONGEST_ROW_BYTES else None), size
-            held, size, start = [], 0, end
+                yield None, size
+            held, size, start = bytearray(), 0, end
         size += len(chunk) - start
         if size <= LONGEST_ROW_BYTES:
-            held.append(chunk[start:])
+            held += chunk[start:]
         else:
-            held = [b""]  # too long: only its length is kept
+            held.clear()
     if size:
-        yield (b"".join(held) if size <= LONGEST_ROW_BYTES else None), size
+        yield (held if size <= LONGEST_ROW_BYTES else None), size
 
 
 def text_stream(file: IO[bytes], encoding: str, offset: int, beat: Beat) -> tuple[IO[bytes], str, int]:
@@ -352,7 +357,7 @@ def text_stream(file: IO[bytes], encoding: str, offset: int, beat: Beat) -> tupl
     if stream.seekable():
         stream.seek(offset)
     elif offset < len(start):
-        stream = Joined(start[offset:], stream)  # type: ignore[assignment]
+        stream = cast(IO[bytes], Joined(start[offset:], stream))
     else:
         skip_to(stream, offset - len(start), beat)
     return stream, codec, offset
@@ -392,15 +397,16 @@ def read_jsonl(file: IO[bytes], name: str, source: Source, place: Place, beat: B
         found = None
 
 
-def parse_line(line: bytes, codec: str, source: Source, where: str) -> Found | None:
+def parse_line(line: bytes | bytearray, codec: str, source: Source, where: str) -> Found | None:
     """What one line holds; None for a blank one."""
     try:
-        text = line.decode(codec)
+        text = str(line, codec)
     except UnicodeDecodeError:
         return Skipped("undecodable", where)
     # Strict decoding lets none through, so they can only come from escapes; in UTF-16 the pattern would miss those.
-    surrogates = codec.startswith(("utf-16", "utf-32")) or ESCAPED_SURROGATE.search(line)
-    del line
+    surrogates = codec.startswith(("utf-16", "utf-32")) or ESCAPED_SURROGATE.search(line) is not None
+    if isinstance(line, bytearray):
+        line.clear()
     if text.isspace():
         return None
     try:

@@ -12,6 +12,7 @@ from typing import IO, Any, Literal
 import numpy as np
 
 from autog.errors import AutogError
+from autog.hooks import pause
 from autog.runs import fsync_directory, home, replace_durably, to_json
 
 Split = Literal["train", "val"]
@@ -60,6 +61,14 @@ def empty_manifest(facts: dict[str, Any], dtype: np.dtype) -> dict[str, Any]:
     }
 
 
+def read_manifest(path: Path) -> dict[str, Any]:
+    """What a store's manifest says; AutogError if it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise AutogError(f"{path} is damaged ({error}): remove {path.parent} to fill it again") from None
+
+
 class TokenStore:
     """The reading side: committed tokens as rows of a fixed length, by number, without copies of the files."""
 
@@ -77,7 +86,7 @@ class TokenStore:
         try:
             status = path.stat()
             if (status.st_ino, status.st_mtime_ns) != self.stamp:
-                self.manifest = json.loads(path.read_text(encoding="utf-8"))
+                self.manifest = read_manifest(path)
                 self.stamp = (status.st_ino, status.st_mtime_ns)
         except FileNotFoundError:
             self.manifest = {}
@@ -134,7 +143,7 @@ class StoreWriter:
         self.lock_file = lock_file
         path = self.directory / "manifest.json"
         if path.exists():
-            self.manifest = json.loads(path.read_text(encoding="utf-8"))
+            self.manifest = read_manifest(path)
         else:
             self.manifest = empty_manifest(self.facts, self.dtype)
         self._open_files()
@@ -190,6 +199,7 @@ class StoreWriter:
             "duplicates": self.duplicates.count(),
             "done": done,
         }
+        pause("commit")
         replace_durably(self.directory / "manifest.json", to_json(self.manifest))
         self.uncommitted = 0
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from autog.errors import AutogError
+from autog.hooks import pause
 from autog.models import state_for_disk, write_config
 from autog.recipe import CheckpointPolicy
 from autog.runs import (
@@ -106,6 +107,7 @@ def save_checkpoint(
             "command; it goes on from the checkpoint before"
         ) from None
     partial.rename(target)
+    pause("save")
     fsync_directory(run.directory)
     return target
 
@@ -127,12 +129,16 @@ def write_files(
     write_config(config, directory)
     tokenizer.save(directory)
     write_durably(directory / "generation_config.json", to_json(generation_config(tokenizer)))
+    pause("save")
     save_tensors(weights, directory / "model.safetensors")
+    pause("save")
     if moments is not None:
         save_tensors(moments, training / "optimizer.safetensors")
     write_durably(training / "state.json", to_json(state))
     write_durably(training / "recipe.yaml", (run.directory / "recipe.yaml").read_bytes())
+    pause("save")
     write_manifest(directory)
+    pause("save")
     fsync_directory(training)
     fsync_directory(directory)
 
