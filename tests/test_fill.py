@@ -24,6 +24,7 @@ from tiny import autog, corpus, environment, recipe_dict, texts, write_jsonl, wr
 from autog.data.fill import Job, as_message
 from autog.data.fillers import Fillers
 from autog.data.pin import fill_jobs, open_mixture, open_stores, pin_sources, resolve_all
+from autog.data.store import StoreWriter
 from autog.recipe import Recipe
 from autog.tokens import Tokenizer
 
@@ -137,26 +138,21 @@ def test_no_document_changes_sides_whatever_the_order_or_share(tmp_path: Path, t
 def test_a_filler_killed_at_random_moments_leaves_the_store_of_an_undisturbed_one(
     seed: int, tmp_path: Path, tokenizer_folder: Path
 ) -> None:
-    path = corpus(tmp_path / "a.jsonl", documents=700)
+    path = corpus(tmp_path / "a.jsonl", documents=3000)
     with path.open("a") as file:
         file.write("no json\n" * 3)
     whole = job_for(path, tmp_path / "whole", tokenizer_folder)
     fill(whole)
     cut = replace(whole, directory=str(tmp_path / "cut"))
-    pick, kills = random.Random(seed), 0
-    slow = {"AUTOG_PAUSE": "fill:0.004,commit:0.15"}
-    while kills < 40:
-        process = start(cut, slow)
-        if kills % 2:
+    pick = random.Random(seed)
+    for kill in range(10):
+        process = start(cut, {"AUTOG_PAUSE": "fill:0.01,commit:0.15"})
+        if kill % 2:
             hear(process, "progress")  # a commit was made: from now on the next one may be hit
-        try:
-            process.wait(pick.uniform(0.0, 2.0))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            kills += process.wait() == -signal.SIGKILL
-        else:
-            break
-    assert kills >= 8
+        time.sleep(pick.uniform(0.0, 1.5))
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    assert 0 < manifest(tmp_path / "cut")["train"]["tokens"] < manifest(tmp_path / "whole")["train"]["tokens"]
     fill(cut)
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
@@ -192,16 +188,14 @@ def test_a_second_filler_waits_and_takes_over_when_the_first_one_dies(tmp_path: 
 
 def test_a_waiting_filler_ends_when_it_is_told_to(tmp_path: Path, tokenizer_folder: Path) -> None:
     job = job_for(corpus(tmp_path / "a.jsonl"), tmp_path / "store", tokenizer_folder)
-    first = start(job, {"AUTOG_PAUSE": "fill:0.05"})
-    time.sleep(0.1)
-    hear(first, "alive") if False else None
-    second = start(job, {"AUTOG_PAUSE": "fill:0.05"})
-    one = next(process for process in (first, second) if process is second)
-    assert one.stdin is not None
-    one.stdin.close()
-    assert one.wait(20) == 0
-    first.kill()
-    first.wait()
+    holder = StoreWriter(tmp_path / "store", job.facts, 1000)
+    assert holder.acquire()
+    process = start(job)
+    hear(process, "waiting")
+    assert process.stdin is not None
+    process.stdin.close()
+    assert process.wait(20) == 0
+    holder.release()
 
 
 def test_a_filler_told_to_stop_commits_first(tmp_path: Path, tokenizer_folder: Path) -> None:
@@ -278,7 +272,7 @@ def test_a_filler_stops_at_its_need_whatever_its_pace(tmp_path: Path, tokenizer_
     path = corpus(tmp_path / "a.jsonl", documents=800)
     job = job_for(path, tmp_path / "fast", tokenizer_folder, train_tokens=9000, val_tokens=500)
     fill(job)
-    fill(replace(job, directory=str(tmp_path / "slow")), {"AUTOG_PAUSE": "fill:0.01"})
+    fill(replace(job, directory=str(tmp_path / "slow")), {"AUTOG_PAUSE": "fill:0.004"})
     facts = manifest(tmp_path / "fast")
     assert not facts["done"] and facts["position"] is not None
     assert 9000 <= facts["train"]["tokens"] < 9600 and facts["val"]["tokens"] >= 500
@@ -409,7 +403,7 @@ def test_a_filler_that_dies_is_started_again(
     tmp_path: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AUTOG_PAUSE", "fill:0.005")
-    job = job_for(corpus(tmp_path / "a.jsonl", documents=600), tmp_path / "store", tokenizer_folder)
+    job = job_for(corpus(tmp_path / "a.jsonl", documents=400), tmp_path / "store", tokenizer_folder)
     told: list[tuple[str, dict[str, Any]]] = []
     with filling([job], told) as fillers:
         only = fillers.fillers[0]

@@ -19,7 +19,9 @@ def recipe(tmp_path: Path) -> Path:
     return tiny.write_recipe(tmp_path / "tiny.yaml", tiny.recipe_dict(*corpora))
 
 
-def launch(*command: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def launch(
+    *command: str, env: dict[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     """A launcher with two processes behind it."""
     return subprocess.run(
         [sys.executable, "-m", *command],
@@ -28,6 +30,7 @@ def launch(*command: str, env: dict[str, str] | None = None) -> subprocess.Compl
         text=True,
         timeout=200,
         check=False,
+        cwd=cwd,
     )
 
 
@@ -58,10 +61,11 @@ def test_two_processes_train_as_one_does_and_one_goes_on_where_two_stopped(recip
 )
 def test_a_launch_by_hand_does_the_same(recipe: Path, tmp_path: Path, launcher: tuple[str, ...]) -> None:
     train(recipe, tmp_path / "one")
-    arguments = ("autog", "pretrain", str(recipe), "--run", str(tmp_path / "two"))
-    ended = launch(*launcher, *arguments, env={"ACCELERATE_USE_CPU": "true"})
+    # torchrun takes `--run` for an ambiguous option of its own; the recipe's name does the same.
+    arguments = ("autog", "pretrain", str(recipe), "--set", "name=two")
+    ended = launch(*launcher, *arguments, env={"ACCELERATE_USE_CPU": "true"}, cwd=tmp_path)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    assert losses(tmp_path / "runs" / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
 
 
 @pytest.mark.slow

@@ -506,72 +506,85 @@ def install_client() -> None:
     hooks = usual.event_hooks  # they carry the library's offline mode
     huggingface_hub.set_client_factory(lambda: client(event_hooks=hooks, follow_redirects=True))
     datasets.disable_progress_bars()
-    datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0  # five seconds per close, for pyarrow 24 and older
-    for name in ("STREAMING_READ", "STREAMING_OPEN"):
-        setattr(datasets.config, f"{name}_MAX_RETRIES", 1)
-        setattr(datasets.config, f"{name}_RETRY_INTERVAL", 0)
+    # Five seconds of sleep per close, meant for pyarrow 24 and older, go too.
+    settings = {"SLEEP_TIME_ON_THREADS_SHUTDOWN": 0, "STREAMING_READ_MAX_RETRIES": 1, "STREAMING_OPEN_MAX_RETRIES": 1}
+    for name, value in {**settings, "STREAMING_READ_RETRY_INTERVAL": 0, "STREAMING_OPEN_RETRY_INTERVAL": 0}.items():
+        setattr(datasets.config, name, value)
+
+
+class Continued:
+    """A body that survives its connection: the rest comes from a new request for the rest."""
+
+    def __init__(self, client: Any, asked: Any, response: Any, patience: Patience, failure: type[Exception]) -> None:
+        self.client, self.asked, self.patience, self.failure = client, asked, patience, failure
+        self.response, self.stream = response, response.stream
+        self.start, self.last = asked_range(asked.headers.get("Range"))
+        # A server that ignores the range sends all of it; the libraries above would take it for the part.
+        self.drop = self.start if response.status_code == 200 else 0
+        self.reached = self.start  # the byte of the file that comes next
+        self.whole = response.headers.get("Content-Encoding", "identity") == "identity"
+
+    def __iter__(self) -> Iterator[bytes]:
+        while True:
+            try:
+                yield from self.received()
+                return
+            except (self.failure, Passing) as error:
+                if not self.whole or self.asked.method != "GET":
+                    raise
+                self.reopen(self.reached, error)
+
+    def received(self) -> Iterator[bytes]:
+        """The wanted bytes of the response that is open now."""
+        left = None if self.last is None else self.last + 1 - self.reached
+        for chunk in self.stream:
+            self.patience.progressed()
+            dropped = min(self.drop, len(chunk))
+            self.drop -= dropped
+            chunk = chunk[dropped:] if left is None else chunk[dropped : dropped + left]
+            left = None if left is None else left - len(chunk)
+            if chunk:
+                self.reached += len(chunk)
+                yield chunk
+            if left == 0:
+                return
+
+    def reopen(self, place: int, error: BaseException) -> None:
+        """Asks for the rest of the body."""
+        self.stream.close()
+        self.patience.wait(error)
+        headers = {key: value for key, value in self.asked.headers.items() if key.lower() != "range"}
+        headers["Range"] = f"bytes={place}-{'' if self.last is None else self.last}"
+        again = self.client.build_request("GET", self.asked.url, headers=headers)
+        response = self.client.whole_try(again, self.patience)
+        etag, now = self.response.headers.get("ETag"), response.headers.get("ETag")
+        moved = response.status_code == 206 and total_of(response.headers.get("Content-Range"))[0] != place
+        if response.status_code not in (200, 206) or moved or (etag and now and plain(etag) != plain(now)):
+            response.close()
+            raise AutogError(
+                f"{shown(str(self.asked.url))} changed or went away while it was read (HTTP status "
+                f"{response.status_code}): repeat the command"
+            ) from error
+        self.stream, self.drop = response.stream, place if response.status_code == 200 else 0
+
+    def close(self) -> None:
+        self.stream.close()
 
 
 def patient_client(library: Any) -> Any:
     """The Client of httpx or httpx2 that tries again what may pass, and goes on in the middle of a body."""
 
-    class Continued(library.SyncByteStream):
-        """A body that survives its connection: the rest comes from a new request for the rest."""
+    class Stream(library.SyncByteStream):
+        """The shape in which the library takes a body."""
 
-        def __init__(self, client: Any, asked: Any, response: Any, patience: Patience) -> None:
-            self.client, self.asked, self.patience = client, asked, patience
-            self.response, self.stream = response, response.stream
-            self.start, self.last = asked_range(asked.headers.get("Range"))
-            # A server that ignores the range sends all of it; the libraries above would take it for the part.
-            self.drop = self.start if response.status_code == 200 else 0
-            self.reached = self.start  # the byte of the file that comes next
-            self.whole = response.headers.get("Content-Encoding", "identity") == "identity"
+        def __init__(self, body: Continued) -> None:
+            self.body = body
 
         def __iter__(self) -> Iterator[bytes]:
-            while True:
-                try:
-                    yield from self.received()
-                    return
-                except (library.TransportError, Passing) as error:
-                    if not self.whole or self.asked.method != "GET":
-                        raise
-                    self.reopen(self.reached, error)
-
-        def received(self) -> Iterator[bytes]:
-            """The wanted bytes of the response that is open now."""
-            left = None if self.last is None else self.last + 1 - self.reached
-            for chunk in self.stream:
-                self.patience.progressed()
-                dropped = min(self.drop, len(chunk))
-                self.drop -= dropped
-                chunk = chunk[dropped:] if left is None else chunk[dropped : dropped + left]
-                left = None if left is None else left - len(chunk)
-                if chunk:
-                    self.reached += len(chunk)
-                    yield chunk
-                if left == 0:
-                    return
-
-        def reopen(self, place: int, error: BaseException) -> None:
-            """Asks for the rest of the body."""
-            self.stream.close()
-            self.patience.wait(error)
-            headers = {key: value for key, value in self.asked.headers.items() if key.lower() != "range"}
-            headers["Range"] = f"bytes={place}-{'' if self.last is None else self.last}"
-            again = self.client.build_request("GET", self.asked.url, headers=headers)
-            response = self.client.whole_try(again, self.patience)
-            etag, now = self.response.headers.get("ETag"), response.headers.get("ETag")
-            moved = response.status_code == 206 and total_of(response.headers.get("Content-Range"))[0] != place
-            if response.status_code not in (200, 206) or moved or (etag and now and plain(etag) != plain(now)):
-                response.close()
-                raise AutogError(
-                    f"{shown(str(self.asked.url))} changed or went away while it was read (HTTP status "
-                    f"{response.status_code}): repeat the command"
-                ) from error
-            self.stream, self.drop = response.stream, place if response.status_code == 200 else 0
+            return iter(self.body)
 
         def close(self) -> None:
-            self.stream.close()
+            self.body.close()
 
     class PatientClient(library.Client):
         """Requests with our time-outs, waits and notices."""
@@ -584,7 +597,7 @@ def patient_client(library: Any) -> Any:
             patience = ACTIVE[-1]
             while True:
                 response = self.whole_try(request, patience, **rest)
-                response.stream = Continued(self, request, response, patience)
+                response.stream = Stream(Continued(self, request, response, patience, library.TransportError))
                 if stream:
                     return response
                 try:
