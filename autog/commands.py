@@ -11,8 +11,6 @@ from autog.launch import execute, plan_launch, refuse_native_windows, under_laun
 from autog.recipe import Recipe
 from autog.recipe_file import RECIPES, load_yaml, packaged_recipes
 
-LARGE_FOR_A_CPU = 5e15  # FLOPs; a 2-core CPU needs hours for that
-
 
 def run_pretrain(
     name: str | None,
@@ -43,11 +41,23 @@ def run_pretrain(
         execute(launch)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+    if gpus is None and accelerate_config is None and not under_launcher() and not cpu:
+        say_idle_cards()
+
     from autog.runs import Run
     from autog.training.loop import Options, pretrain
 
     run = Run.named(run_name or recipe.name)
     return pretrain(recipe, run, Options(fresh, stop_after, cpu, tuple(trackers)))
+
+
+def say_idle_cards() -> None:
+    """Says that --gpus is 1 unless given, where more cards are in the machine."""
+    import torch
+
+    cards = torch.cuda.device_count()
+    if cards > 1:
+        print(f"training on one of {cards} GPUs; --gpus {cards} takes them all")
 
 
 def list_recipes(as_json: bool) -> None:

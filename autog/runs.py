@@ -103,20 +103,31 @@ def write_manifest(directory: Path) -> None:
 
 def problem(directory: Path) -> str | None:
     """What is wrong with a checkpoint, in words; None if every file is as it was written."""
-    try:
-        files = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+    files = manifest_files(directory / MANIFEST)
+    if files is None:
         return f"{MANIFEST} is missing or damaged"
-    for name, expected in files.items():
+    for name, (size, _) in files.items():
         path = directory / name
         if path.is_symlink() or not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != expected["bytes"]:
-            return f"{name} has {path.stat().st_size:,} bytes instead of {expected['bytes']:,}"
-    for name, expected in files.items():
-        if file_sha256(directory / name) != expected["sha256"]:
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
+    for name, (_, sha256) in files.items():
+        if file_sha256(directory / name) != sha256:
             return f"{name} does not match its checksum"
     return None
+
+
+def manifest_files(path: Path) -> dict[str, tuple[int, str]] | None:
+    """(bytes, sha256) of every file that a manifest names; None if it is damaged."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        manifest = json.loads(text)
+        if path.is_symlink() or not text.endswith("\n") or manifest["format"] != 1:
+            return None
+        return {name: (int(facts["bytes"]), str(facts["sha256"])) for name, facts in manifest["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def checkpoints(directory: Path) -> list[Checkpoint]:

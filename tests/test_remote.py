@@ -44,6 +44,7 @@ FILES = {
     "/a.jsonl.zst": zstandard.compress(JSONL),
     "/a.parquet": as_parquet(ROWS),
 }
+RARE = ("no ranges", "no lengths", "neither")  # servers that are short of manners
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +83,7 @@ def read(
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("manner", ["full", "no ranges", "no lengths", "neither"])
+@pytest.mark.parametrize("manner", ["full", *(pytest.param(rare, marks=pytest.mark.slow) for rare in RARE)])
 def test_every_fault_is_survived_and_every_document_comes_once(site: Site, name: str, manner: str) -> None:
     site.ranges = manner not in ("no ranges", "neither")
     site.lengths = site.etags = manner not in ("no lengths", "neither")

@@ -194,13 +194,16 @@ def test_every_damage_is_found_and_the_checkpoint_before_is_taken(file: str, how
     assert [item.step for item in checkpoints(tmp_path)] == [4]
 
 
-def test_a_manifest_cannot_point_outside_its_checkpoint(tmp_path: Path) -> None:
+def test_any_flipped_bit_of_the_manifest_itself_is_found(tmp_path: Path) -> None:
     directory = make_checkpoint(tmp_path, 4)
-    (tmp_path / "secret").write_bytes(b"x")
-    manifest = json.loads((directory / "training" / "manifest.json").read_text())
-    manifest["files"]["../secret"] = manifest["files"]["config.json"]
-    (directory / "training" / "manifest.json").write_text(json.dumps(manifest))
-    assert problem(directory) is not None
+    path = directory / "training" / "manifest.json"
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        for bit in (0, place % 7 + 1):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << bit)]) + whole[place + 1 :])
+            assert problem(directory) is not None, (place, bit)
+    path.write_bytes(whole)
+    assert problem(directory) is None
 
 
 def test_when_all_are_damaged_there_is_none_and_each_is_kept_aside(tmp_path: Path) -> None:
@@ -228,6 +231,7 @@ def test_weights_without_optimizer_are_whole_but_not_what_a_run_resumes_from(tmp
     make_checkpoint(tmp_path, 4)
     directory = make_checkpoint(tmp_path, 8)
     (directory / "training" / "optimizer.safetensors").unlink()
+    (directory / "training" / "manifest.json").unlink()
     write_manifest(directory)
     assert problem(directory) is None
     latest = Run(tmp_path).latest()

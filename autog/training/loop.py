@@ -22,13 +22,19 @@ from autog.errors import AutogError
 from autog.hooks import pause
 from autog.models import build, initialise, load_weights
 from autog.plan import micro_batch_for
-from autog.recipe import Recipe
+from autog.recipe import Recipe, flatten
 from autog.runs import Run, checkpoints
 from autog.training.checkpoint import restore_optimizer, retain, save_checkpoint
 from autog.training.display import Display
 from autog.training.feeder import Feeder
 from autog.training.optim import AdamW, build_optimizer, learning_rate
-from autog.training.precision import Loss, choose_compile, choose_precision, keep_freed_memory
+from autog.training.precision import (
+    Loss,
+    choose_compile,
+    choose_precision,
+    keep_freed_memory,
+    refuse_unseen_card,
+)
 from autog.training.samples import write_samples
 from autog.training.session import Session, open_session
 from autog.training.telemetry import Telemetry, Totals, describe_device, energy_joules, environment
@@ -52,7 +58,8 @@ class Options:
 
 def pretrain(recipe: Recipe, run: Run, options: Options) -> int:
     """Trains from wherever the run stands to its last step; 0 when done, 130 when stopped by a signal."""
-    world = start_world(options.cpu)
+    refuse_unseen_card(recipe, options.cpu)
+    world = start_world(options.cpu, options.trackers, run.directory)
     keep_freed_memory(world.device)
     display = Display(recipe.steps, active=world.main)
     try:
@@ -68,6 +75,11 @@ def pretrain(recipe: Recipe, run: Run, options: Options) -> int:
     finally:
         run.unlock()
         world.close()
+
+
+def scalars(values: dict[str, Any]) -> dict[str, Any]:
+    """What every tracker takes as hyperparameters: numbers and words, lists as words."""
+    return {key: value if isinstance(value, int | float | str | bool) else str(value) for key, value in values.items()}
 
 
 class Stopped(Exception):
@@ -218,6 +230,8 @@ class Trainer:
             telemetry.totals.restarts += 1
         self.facts = facts
         self.energy_at_start = energy_joules(self.world.size)
+        if self.options.trackers:
+            self.world.accelerator.init_trackers(self.run.name, config=scalars(flatten(recipe.model_dump(mode="json"))))
         if self.world.main:
             self.run.write("environment.json", environment(facts, self.precision, self.world.size, self.compiled))
         return telemetry
@@ -320,7 +334,7 @@ class Trainer:
             group["lr"] = rate
         total = torch.zeros((), device=device)
         for number, rows in enumerate(batches):
-            rows = rows.to(device, non_blocking=True)
+            rows = rows.to(device, non_blocking=True).to(torch.int64)
             with self.local_gradients(number < len(batches) - 1):
                 loss = self.loss(rows)
                 # DDP averages over processes; the step's loss is the sum over all of them by all counted tokens.
@@ -394,8 +408,14 @@ class Trainer:
         self.note_skips(row.pop("skipped"))
         if self.world.main:
             self.run.records.append("metrics.jsonl", row)
+        self.track(row)
         self.display.row(row)
-        self.last_row = row
+
+    def track(self, row: dict[str, Any]) -> None:
+        """Hands a row to the trackers that the user named; nested figures get dotted names."""
+        if self.options.trackers:
+            figures = {key: value for key, value in flatten(row).items() if value is not None and key != "step"}
+            self.world.accelerator.log(figures, step=row["step"])
 
     def note_skips(self, steps: list[int]) -> None:
         """Says which updates were skipped; several in a row stop the run."""
@@ -494,6 +514,7 @@ class Trainer:
         mixed = figures["loss"]["mixed"]
         if mixed is not None and (self.best is None or mixed < self.best["loss"]["mixed"]):
             self.best = row
+        self.track({"step": self.step, "validation": figures})
         self.display.evaluation(row)
         if self.world.main:
             self.run.records.append("eval.jsonl", row)
@@ -552,6 +573,8 @@ class Trainer:
         if hasattr(self, "feeder"):
             self.feeder.close()
         self.fillers.stop()
+        if self.options.trackers:
+            self.world.accelerator.end_training()
 
     def finish(self) -> int:
         """Writes the summary, says what to do next, and gives the exit code."""

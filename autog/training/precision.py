@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from autog.errors import UsageError
+from autog.recipe import Recipe
+
+TOKENS_FOR_A_CPU = 20_000_000
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:
@@ -53,14 +58,26 @@ class Loss(nn.Module):
         self.copies = precision == "bf16" and device.type != "cuda"
 
     def forward(self, rows: Tensor) -> Tensor:
-        """rows: (n, sequence_length + 1) ids -> the sum over all n * sequence_length targets, a scalar in fp32."""
-        rows = rows.to(torch.int64)
+        """rows: (n, sequence_length + 1) int64 -> the sum over all n * sequence_length targets, a scalar in fp32."""
         ids, labels = rows[:, :-1], rows[:, 1:]
         if self.copies:
             low = {name: parameter.to(torch.bfloat16) for name, parameter in self.decoder.named_parameters()}
             return torch.func.functional_call(self.decoder, low, (ids, labels))
         with torch.autocast("cuda", torch.bfloat16, enabled=self.autocast):
             return self.decoder(ids, labels)
+
+
+def refuse_unseen_card(recipe: Recipe, insist: bool) -> None:
+    """UsageError if a large run would go to the CPU although an NVIDIA card is in the machine that torch cannot see."""
+    if insist or torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU"):
+        return
+    cards = Path("/proc/driver/nvidia/gpus")
+    if recipe.tokens > TOKENS_FOR_A_CPU and cards.is_dir() and any(cards.iterdir()):
+        raise UsageError(
+            "an NVIDIA card is in this machine, but torch does not see it (driver too old for this torch, or "
+            f"CUDA_VISIBLE_DEVICES hides it), and {recipe.tokens:,} tokens are much for a CPU: update the driver, or "
+            "insist with --cpu"
+        )
 
 
 def keep_freed_memory(device: torch.device) -> None:

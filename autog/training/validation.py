@@ -92,7 +92,7 @@ class Validation:
             start = first + world.rank * micro_batch
             numbers = range(start, min(start + micro_batch, rows)) or range(1)
             ids = np.stack([store.row("val", number) for number in numbers])
-            batch = torch.from_numpy(Feeder.as_torch(ids)).to(world.device)
+            batch = torch.from_numpy(Feeder.as_torch(ids)).to(world.device).to(torch.int64)
             # A short last batch would make the compiled graph compile again for its shape.
             part = (loss if len(numbers) == micro_batch else eager)(batch)
             if start < rows:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Generator
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -102,7 +103,7 @@ class World:
             dist.destroy_process_group()
 
 
-def start_world(cpu: bool) -> World:
+def start_world(cpu: bool, trackers: tuple[str, ...] = (), directory: Path | None = None) -> World:
     """Joins the other processes, if the launcher started any; UsageError if the machine is not fit for it."""
     expected = int(os.environ.get("WORLD_SIZE", "1"))
     if cpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
@@ -111,7 +112,18 @@ def start_world(cpu: bool) -> World:
         DistributedDataParallelKwargs(gradient_as_bucket_view=True),
         InitProcessGroupKwargs(timeout=GROUP_TIMEOUT),
     ]
-    accelerator = Accelerator(mixed_precision="no", cpu=cpu, kwargs_handlers=handlers)
+    try:
+        accelerator = Accelerator(
+            mixed_precision="no",
+            cpu=cpu,
+            kwargs_handlers=handlers,
+            log_with=list(trackers) or None,
+            project_dir=directory,
+        )
+    except (ValueError, ImportError) as error:
+        if not trackers:
+            raise
+        raise UsageError(f"--track {' '.join(trackers)}: {error}") from None
     if accelerator.num_processes != expected:
         raise UsageError(
             f"the launcher started {expected} processes, but this one is alone: without a GPU set "
