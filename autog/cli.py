@@ -111,8 +111,10 @@ def prune(
 
 def main() -> None:
     """Runs a verb; errors are one sentence, exit codes 0 done, 1 failed, 2 wrong use, 130 interrupted."""
-    # OpenMP's threads spin while they wait, by default; beside a filler on two cores that costs a step half its time.
+    # Read when torch is loaded. OpenMP's threads spin while they wait, which beside a filler on two cores costs a step
+    # half its time; huge pages spare a step on the CPU most of its page faults (docs/performance.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         app()
     except AutogError as error:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,20 +74,25 @@ class Tokenizer:
         content = json.dumps([json.loads(self.definition), self.end, self.bos if self.adds_bos else None])
         return hashlib.sha256(content.encode()).hexdigest()
 
-    def encode(self, text: str) -> np.ndarray:
-        """Ids of plain text, uint32; special tokens are never parsed out of it."""
+    def encode(self, text: str, beat: Callable[[], None] | None = None) -> np.ndarray:
+        """Ids of plain text, uint32; special tokens are never parsed out of it. `beat` is called as a long one goes."""
         if len(text) <= PIECE_CHARS or self.cut_space is None:
             return self._encode_piece(text)
-        return np.concatenate([self._encode_piece(piece) for piece in pieces(text, self.cut_space)])
+        encoded = []
+        for piece in pieces(text, self.cut_space):
+            encoded.append(self._encode_piece(piece))
+            if beat is not None:
+                beat()
+        return np.concatenate(encoded)
 
     def _encode_piece(self, text: str) -> np.ndarray:
         if self.fast is not None:
             return self.fast.encode(text)
         return np.array(self.slow.encode(text, add_special_tokens=False).ids, dtype=np.uint32)
 
-    def document(self, text: str) -> np.ndarray:
+    def document(self, text: str, beat: Callable[[], None] | None = None) -> np.ndarray:
         """Ids of a whole document: BOS if the recipe says so, the text, the end token; uint32."""
-        parts = [self.encode(text), np.array([self.end_id], dtype=np.uint32)]
+        parts = [self.encode(text, beat), np.array([self.end_id], dtype=np.uint32)]
         if self.adds_bos:
             parts.insert(0, np.array([self.bos_id], dtype=np.uint32))
         return np.concatenate(parts)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from test_tokens import train_another
 from tiny import autog, corpus, environment, recipe_dict, texts, write_jsonl, write_recipe
 
 from autog.data.fill import Job, as_message
@@ -384,6 +385,14 @@ def test_a_filler_needs_less_than_700_mb_for_a_document_of_100_mb(tmp_path: Path
         time.sleep(0.01)
     assert manifest(tmp_path / "store")["train"]["documents"] + manifest(tmp_path / "store")["val"]["documents"] == 1
     assert peak < 700_000, f"{peak / 1000:.0f} MB"
+
+
+@pytest.mark.slow
+def test_a_filler_says_that_it_is_alive_while_one_long_document_is_tokenised(tmp_path: Path) -> None:
+    folder = train_another(tmp_path / "tokenizer", "normalizer")  # the slower of the two ways to encode
+    path = write_jsonl(tmp_path / "a.jsonl", [" ".join(texts(1, 400)) * 500])
+    heard = fill(job_for(path, tmp_path / "store", folder))
+    assert {"event": "alive"} in heard and heard[-1] == {"event": "finished"}
 
 
 # -- the trainer's side -----------------------------------------------------------------------------------------------

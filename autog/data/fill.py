@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from autog.data.sources import Document, Skipped, open_source
-from autog.data.store import SPLIT_RULE, Split, StoreWriter, is_validation, store_key, text_hash
+from autog.data.store import SPLIT_RULE, Split, StoreWriter, is_validation, text_hash
 from autog.errors import AutogError, UsageError
 from autog.hooks import pause
 from autog.recipe import Source
@@ -62,11 +62,6 @@ def store_facts(
         "tokenizer": tokenizer.sha256,
         "split": {"rule": SPLIT_RULE, "validation": share, "train": not evaluated_only},
     }
-
-
-def key_of(facts: dict[str, Any]) -> str:
-    """The key of the store that holds these tokens."""
-    return store_key(facts)
 
 
 def fill(job: Job, event: Event, stop: threading.Event) -> None:
@@ -132,7 +127,7 @@ class Filling:
         try:
             if sum(self.writer.documents.values()) < CHECKED_DOCUMENTS:
                 self.tokenizer.check([item.text], self.job.name)
-            ids = self.tokenizer.document(item.text)
+            ids = self.tokenizer.document(item.text, self.say_alive)
         except BaseException as error:
             # tiktoken's Rust panics are no Exception: one such document must not end the filling.
             if type(error).__name__ != "PanicException":
@@ -156,8 +151,13 @@ class Filling:
             self.writer.commit(reader.position())
             self.committed_at = self.alive_at = time.monotonic()
             self.report("progress")
-        elif now - self.alive_at >= ALIVE_SECONDS:
-            self.alive_at = now
+        else:
+            self.say_alive()
+
+    def say_alive(self) -> None:
+        """Tells the trainer every few seconds that work goes on, however long a single document takes."""
+        if time.monotonic() - self.alive_at >= ALIVE_SECONDS:
+            self.alive_at = time.monotonic()
             self.event("alive", {})
 
     def report(self, kind: str) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from autog.data.fill import Job, key_of, store_facts
+from autog.data.fill import Job, store_facts
 from autog.data.mixture import START, WINDOW_ROWS, Base, Mixture
 from autog.data.sources import Document, changed, identity, open_source, resolve
-from autog.data.store import TokenStore, is_validation, store_directory
+from autog.data.store import TokenStore, is_validation, store_directory, store_key
 from autog.errors import UsageError
 from autog.recipe import Recipe, Source, shares
 from autog.tokens import Tokenizer, choose
@@ -81,7 +80,7 @@ def pin_sources(recipe: Recipe, revisions: dict[str, Any], tokenizer: Tokenizer)
             recipe.validation_share(source),
             evaluated_only=source.weight == 0,
         )
-        sources[source.name] = {"key": key_of(facts), "facts": facts}
+        sources[source.name] = {"key": store_key(facts), "facts": facts}
     return {"sources": sources, "quotas": known_quotas(recipe)}
 
 
@@ -164,8 +163,3 @@ def fill_jobs(recipe: Recipe, pinned: Pinned, tokenizer: Path, mixture: Mixture 
             )
         )
     return jobs
-
-
-def first_documents(recipe: Recipe, source: Source, revision: Any, count: int, tell: Tell) -> list[str]:
-    """The first training documents of a source."""
-    return list(islice(training_documents(recipe, source, revision, tell), count))
