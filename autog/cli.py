@@ -63,6 +63,14 @@ def recipes(json: Json = False) -> None:
     list_recipes(json)
 
 
+@app.command()
+def doctor(json: Json = False) -> None:
+    """Examine this machine: versions, devices, compiler, room, and whether GPUs can talk to each other."""
+    from autog.doctor import report
+
+    report(json)
+
+
 @data_app.command()
 def build(
     recipe: Annotated[str, typer.Argument(help="A packaged recipe's name or a YAML file.")],

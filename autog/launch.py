@@ -71,8 +71,12 @@ def plan_launch(arguments: list[str], gpus: int | None, config_name: str | None,
     variables = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS)}
     if on_cpu:
         variables["ACCELERATE_USE_CPU"] = "true"
-    elif p2p == "off":
-        variables["NCCL_P2P_DISABLE"] = "1"
+    elif p2p == "auto":
+        from autog.doctor import p2p_variables
+
+        variables |= p2p_variables(processes)
+    else:
+        variables["NCCL_P2P_DISABLE"] = "1" if p2p == "off" else "0"
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(path)]
     command += ["--num_processes", str(processes)]
     if "num_cpu_threads_per_process" not in config and "OMP_NUM_THREADS" not in os.environ:

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from autog.errors import AutogError
 from autog.hooks import pause
-from autog.models import state_for_disk, write_config
+from autog.models import Decoder, state_for_disk, write_config
 from autog.recipe import CheckpointPolicy
 from autog.runs import (
     Checkpoint,
@@ -81,7 +81,7 @@ def like(value: Tensor, parameter: Tensor) -> Tensor:
 def save_checkpoint(
     run: Run,
     step: int,
-    decoder: nn.Module,
+    decoder: Decoder,
     optimizer: torch.optim.Optimizer | None,
     tokenizer: Tokenizer,
     state: dict[str, Any],
@@ -114,7 +114,7 @@ def save_checkpoint(
 
 def write_files(
     directory: Path,
-    decoder: nn.Module,
+    decoder: Decoder,
     weights: dict[str, Tensor],
     moments: dict[str, Tensor] | None,
     tokenizer: Tokenizer,

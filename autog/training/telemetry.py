@@ -7,7 +7,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -141,19 +141,24 @@ def cpu_name() -> str:
     return f"{name} ({torch.get_num_threads()} threads)"
 
 
-def environment(device: Device, precision: str, processes: int, compiled: bool) -> dict[str, Any]:
-    """What a reader needs to repeat the run: versions, device, drivers, command."""
-    versions = {}
-    for package in PACKAGES:
+def installed(packages: Iterable[str]) -> dict[str, str | None]:
+    """Versions of packages; None where one is missing."""
+    versions: dict[str, str | None] = {}
+    for package in packages:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = None
+    return versions
+
+
+def environment(device: Device, precision: str, processes: int, compiled: bool) -> dict[str, Any]:
+    """What a reader needs to repeat the run: versions, device, drivers, command."""
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": versions,
+        "versions": installed(PACKAGES),
         "cuda": torch.version.cuda,
         "driver": driver_version(),
         "device": device.name,
