@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,28 +74,40 @@ class Tokenizer:
         content = json.dumps([json.loads(self.definition), self.end, self.bos if self.adds_bos else None])
         return hashlib.sha256(content.encode()).hexdigest()
 
-    def encode(self, text: str, beat: Callable[[], None] | None = None) -> np.ndarray:
-        """Ids of plain text, uint32; special tokens are never parsed out of it. `beat` is called as a long one goes."""
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of plain text, uint32; special tokens are never parsed out of it."""
+        return np.concatenate(list(self.encode_pieces(text)))
+
+    def encode_pieces(self, text: str) -> Iterator[np.ndarray]:
+        """The same ids piece by piece."""
         if len(text) <= PIECE_CHARS or self.cut_space is None:
-            return self._encode_piece(text)
-        encoded = []
-        for piece in pieces(text, self.cut_space):
-            encoded.append(self._encode_piece(piece))
-            if beat is not None:
-                beat()
-        return np.concatenate(encoded)
+            yield self._encode_piece(text)
+        else:
+            for piece in pieces(text, self.cut_space):
+                yield self._encode_piece(piece)
 
     def _encode_piece(self, text: str) -> np.ndarray:
         if self.fast is not None:
             return self.fast.encode(text)
         return np.array(self.slow.encode(text, add_special_tokens=False).ids, dtype=np.uint32)
 
-    def document(self, text: str, beat: Callable[[], None] | None = None) -> np.ndarray:
+    def document(self, text: str) -> np.ndarray:
         """Ids of a whole document: BOS if the recipe says so, the text, the end token; uint32."""
-        parts = [self.encode(text, beat), np.array([self.end_id], dtype=np.uint32)]
+        return np.concatenate(list(self.document_parts(text)))
+
+    def document_pieces(self, text: str) -> Iterator[np.ndarray]:
+        """The same ids piece by piece, for a document that is too long to have them all at once."""
+        if len(text) <= PIECE_CHARS:
+            yield self.document(text)
+        else:
+            yield from self.document_parts(text)
+
+    def document_parts(self, text: str) -> Iterator[np.ndarray]:
+        """BOS, the pieces of the text, the end token."""
         if self.adds_bos:
-            parts.insert(0, np.array([self.bos_id], dtype=np.uint32))
-        return np.concatenate(parts)
+            yield np.array([self.bos_id], dtype=np.uint32)
+        yield from self.encode_pieces(text)
+        yield np.array([self.end_id], dtype=np.uint32)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids; special tokens show as they are written, ids beyond the vocabulary as nothing."""

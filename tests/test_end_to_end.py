@@ -252,7 +252,7 @@ def long_recipe(tmp_path: Path, url: str, **data: Any) -> dict[str, Any]:
 
 def silent_from(site: Site, body: bytes) -> int:
     """The byte of the long file from which on the site says nothing any more, well past the first window."""
-    place = len(body) * 7 // 10
+    place = len(body) * 8 // 10
     site.faults = [Fault("stall", path="long", after=place, count=1), Fault("status", 503, path="long", count=100_000)]
     return place
 

@@ -388,11 +388,11 @@ def test_a_filler_needs_less_than_700_mb_for_a_document_of_100_mb(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_a_filler_says_that_it_is_alive_while_one_long_document_is_tokenised(tmp_path: Path) -> None:
+def test_a_filler_says_that_it_works_while_one_long_document_is_tokenised(tmp_path: Path) -> None:
     folder = train_another(tmp_path / "tokenizer", "normalizer")  # the slower of the two ways to encode
     path = write_jsonl(tmp_path / "a.jsonl", [" ".join(texts(1, 400)) * 500])
     heard = fill(job_for(path, tmp_path / "store", folder))
-    assert {"event": "alive"} in heard and heard[-1] == {"event": "finished"}
+    assert {"event": "working"} in heard and heard[-1] == {"event": "finished"}
 
 
 # -- the trainer's side -----------------------------------------------------------------------------------------------

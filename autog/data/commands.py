@@ -32,7 +32,7 @@ def build(name: str, tokens: str | None, overrides: list[str], as_json: bool) ->
     console = Console(stderr=as_json, highlight=False, soft_wrap=True)
 
     def tell(kind: str, facts: dict[str, Any]) -> None:
-        if kind not in ("alive", "waiting"):
+        if kind not in ("alive", "working", "waiting"):
             console.print(printable(f"{kind}: {', '.join(f'{key} {value}' for key, value in facts.items())}"))
 
     revisions = resolve_all(recipe, tell)

@@ -8,13 +8,15 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from autog.data.sources import Document, Skipped, open_source
-from autog.data.store import SPLIT_RULE, Split, StoreWriter, is_validation, text_hash
+import numpy as np
+
+from autog.data.sources import Beat, Document, Reader, Skipped, open_source
+from autog.data.store import SPLIT_RULE, Split, StoreWriter, is_held_out, text_hash
 from autog.errors import AutogError, UsageError
 from autog.hooks import pause
 from autog.recipe import Source
@@ -22,7 +24,6 @@ from autog.tokens import Tokenizer
 
 COMMIT_TOKENS = 4_000_000
 COMMIT_SECONDS = 1.0
-ALIVE_SECONDS = 5.0
 SHOWN_SKIPS = 3
 CHECKED_DOCUMENTS = 20
 
@@ -88,8 +89,12 @@ class Filling:
         self.tokenizer, self.writer = tokenizer, writer
         self.split = job.facts["split"]
         self.shown: dict[str, int] = {}
-        self.committed_at = time.monotonic()
-        self.alive_at = time.monotonic()
+        self.beat = Beat(event)
+        self.lock = threading.Lock()  # what was taken and the place after it belong together
+        self.place: dict[str, Any] | None = None
+        self.read = 0
+        self.ended = threading.Event()
+        self.failure: Exception | None = None
 
     def run(self) -> None:
         """Reads documents until there is enough; commits as it goes."""
@@ -101,19 +106,53 @@ class Filling:
         reader = open_source(
             source, self.job.facts["revision"], writer.manifest["position"], self.event, self.job.patience_seconds
         )
+        clock = threading.Thread(target=self.commit_by_the_clock, daemon=True)
+        clock.start()
         try:
-            ended = True
-            for item in reader:
-                self.take(item)
-                pause("fill")
-                pause("fill")
-                if self.job.enough(writer.tokens["train"], writer.tokens["val"]) or self.stop.is_set():
-                    ended = False
-                    break
-                self.commit_when_due(reader)
-            writer.commit(None if ended else reader.position(), done=ended)
+            whole = self.take_all(reader)
+            self.ended.set()
+            clock.join()
+            writer.commit(None if whole else reader.position(), done=whole)
         finally:
+            self.ended.set()
+            clock.join()
             reader.close()
+        self.report("progress")
+
+    def take_all(self, reader: Reader) -> bool:
+        """Takes documents until there is enough; whether the source itself ended."""
+        for item in reader:
+            with self.lock:
+                self.take(item)
+                item = None  # a long one should not stay while the next is read
+                self.place = reader.position()
+                self.read += 1
+                if self.failure is not None:
+                    raise self.failure
+                if self.job.enough(self.writer.tokens["train"], self.writer.tokens["val"]) or self.stop.is_set():
+                    return False
+                if self.writer.uncommitted >= COMMIT_TOKENS:
+                    self.commit()
+            pause("fill")
+        return True
+
+    def commit_by_the_clock(self) -> None:
+        """Commits every second, also while the source says nothing: what has come can be trained on."""
+        committed = 0
+        while not self.ended.wait(COMMIT_SECONDS):
+            with self.lock:
+                if self.read == committed:
+                    continue
+                committed = self.read
+                try:
+                    self.commit()
+                except Exception as error:  # raised by `take_all`, on the thread that fills
+                    self.failure = error
+                    return
+
+    def commit(self) -> None:
+        """Makes durable what was taken so far."""
+        self.writer.commit(self.place)
         self.report("progress")
 
     def take(self, item: Document | Skipped) -> None:
@@ -121,20 +160,30 @@ class Filling:
         if isinstance(item, Skipped):
             self.skip(item.reason, item.where, item.rows)
             return
-        side: Split = "val" if is_validation(item.group or item.text, self.split["validation"]) else "train"
+        digest = text_hash(item.text)
+        number = digest if item.group is None else text_hash(item.group)
+        side: Split = "val" if is_held_out(number, self.split["validation"]) else "train"
         if side == "train" and not self.split["train"]:
             return
         try:
             if sum(self.writer.documents.values()) < CHECKED_DOCUMENTS:
                 self.tokenizer.check([item.text], self.job.name)
-            ids = self.tokenizer.document(item.text, self.say_alive)
+            self.writer.append(side, self.ids(item.text), digest)
         except BaseException as error:
             # tiktoken's Rust panics are no Exception: one such document must not end the filling.
             if type(error).__name__ != "PanicException":
                 raise
             self.skip("untokenizable", item.text[:80])
-            return
-        self.writer.append(side, ids, text_hash(item.text))
+
+    def ids(self, text: str) -> Iterator[np.ndarray]:
+        """A document's ids piece by piece: those of a long one are never all in memory.
+
+        A document of 100 MB is filled within 700 MB, unless a character beyond U+FFFF (an emoji) is in it: then Python
+        keeps four bytes for each of its characters, twice while its row is parsed.
+        """
+        for piece in self.tokenizer.document_pieces(text):
+            yield piece
+            self.beat()
 
     def skip(self, reason: str, where: str, rows: int = 1) -> None:
         """Counts rows that are not used; the first few of a kind are shown."""
@@ -142,23 +191,6 @@ class Filling:
         self.shown[reason] = self.shown.get(reason, 0) + 1
         if self.shown[reason] <= SHOWN_SKIPS and not reason.startswith(("empty", "filtered")):
             self.event("skipped", {"reason": reason, "where": where})
-
-    def commit_when_due(self, reader: Any) -> None:
-        """Commits every few million tokens or every second, whichever comes first."""
-        now = time.monotonic()
-        due = self.writer.uncommitted >= COMMIT_TOKENS or now - self.committed_at >= COMMIT_SECONDS
-        if due and self.writer.uncommitted:
-            self.writer.commit(reader.position())
-            self.committed_at = self.alive_at = time.monotonic()
-            self.report("progress")
-        else:
-            self.say_alive()
-
-    def say_alive(self) -> None:
-        """Tells the trainer every few seconds that work goes on, however long a single document takes."""
-        if time.monotonic() - self.alive_at >= ALIVE_SECONDS:
-            self.alive_at = time.monotonic()
-            self.event("alive", {})
 
     def report(self, kind: str) -> None:
         """Says how far the store is."""
@@ -171,6 +203,7 @@ class Filling:
                 "done": manifest["done"],
                 "skipped": manifest["skipped"],
                 "duplicates": manifest["duplicates"],
+                "read": self.read,
             },
         )
 
@@ -215,9 +248,12 @@ def main() -> None:
     output = sys.stdout
     sys.stdout = sys.stderr  # whatever a library prints must not stand among the events
 
+    writing = threading.Lock()  # Arrow's threads and the committing one have things to say, too
+
     def event(kind: str, facts: dict[str, Any]) -> None:
-        output.write(json.dumps({"event": kind, **facts}) + "\n")
-        output.flush()
+        with writing:
+            output.write(json.dumps({"event": kind, **facts}) + "\n")
+            output.flush()
 
     try:
         fill(job, event, stop)

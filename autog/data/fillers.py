@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -13,10 +14,14 @@ from typing import Any
 from autog.data.fill import Job, as_message
 from autog.errors import AutogError, UsageError
 
-STALL_SECONDS = 30.0
 KILL_SECONDS = 60.0
 STOP_SECONDS = 5.0
 FRUITLESS_RESTARTS = 5
+
+
+def stall_seconds() -> float:
+    """After how long without data a source is said to stall; tests cannot wait that long."""
+    return float(os.environ.get("AUTOG_STALL_SECONDS", "30"))
 
 
 class Filler:
@@ -63,12 +68,11 @@ class Filler:
         self.heard_at = time.monotonic()
         if kind == "progress":
             if facts != self.progress:
-                self.progressed_at = self.heard_at
                 self.fruitless_restarts = 0
-                if self.stalled:
-                    self.tell("recovered", {"source": self.job.name})
-                    self.stalled = False
+                self.progressed()
             self.progress = facts
+        elif kind == "working":
+            self.progressed()
         elif kind == "error":
             self.error = (UsageError if facts["usage"] else AutogError)(f"source {self.job.name!r}: {facts['message']}")
         elif kind == "finished":
@@ -78,6 +82,13 @@ class Filler:
         elif kind in ("retry", "skipped"):
             self.last_retry = facts.get("error", self.last_retry)
             self.tell(kind, {"source": self.job.name, **facts})
+
+    def progressed(self) -> None:
+        """Data came, or are worked on."""
+        self.progressed_at = self.heard_at
+        if self.stalled:
+            self.stalled = False
+            self.tell("recovered", {"source": self.job.name})
 
     def watch(self) -> None:
         """Says when a source stalls, restarts a process that hangs or died, gives up when patience is at its end."""
@@ -99,7 +110,7 @@ class Filler:
         elif now - self.heard_at > KILL_SECONDS:
             self.kill()
             self.restart(f"its process was silent for {KILL_SECONDS:g} s")
-        elif now - self.progressed_at > STALL_SECONDS and not self.stalled:
+        elif now - self.progressed_at > stall_seconds() and not self.stalled:
             self.stalled = True
             self.tell("stall", {"source": self.job.name, "seconds": round(now - self.progressed_at)})
 

@@ -71,20 +71,20 @@ class Patience:
         self.said = time.monotonic()
         self.lock = threading.Lock()
 
-    def beat(self) -> None:
-        """Says `alive` every few seconds of work."""
+    def beat(self, kind: str = "alive") -> None:
+        """Says `alive` (or, when data come, `working`) every few seconds."""
         now = time.monotonic()
         with self.lock:
             due = now - self.said >= BEAT_SECONDS
             if due:
                 self.said = now
         if due:
-            self.notify("alive", {})
+            self.notify(kind, {})
 
     def progressed(self) -> None:
         """New bytes came: patience starts anew."""
         self.attempt = 0
-        self.beat()
+        self.beat("working")
 
     def wait(self, error: BaseException) -> None:
         """Waits for the next try; AutogError when patience is at its end."""
@@ -777,7 +777,7 @@ class HubRows:
                     return
                 if skip:
                     skip -= 1
-                    self.patience.beat()
+                    self.patience.beat("working")
                     continue
                 self.since += 1
                 self.row += 1

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 PIECE_BYTES = 16_384  # a text file longer than this is cut at the next blank line
-CHUNK_BYTES = 1 << 18  # read at once from a text or jsonl file
+CHUNK_BYTES = 1 << 16  # read at once from a text or jsonl file; what a silent server sent before is used but for this
 FEED_BYTES = 2_048  # compressed bytes unpacked at once: zstd's densest block makes 64 MiB of these, no bomb makes more
 LONGEST_ROW_BYTES = 256 << 20
 BATCH_BYTES = 8 << 20  # uncompressed parquet values held at once, roughly
@@ -131,7 +131,7 @@ def identity(source: Source) -> Place:
 
 
 class Beat:
-    """Says `alive` every few seconds of work, however often it is called."""
+    """Says `working` every few seconds of work, however often it is called."""
 
     def __init__(self, notify: Notify) -> None:
         self.notify = notify
@@ -141,7 +141,7 @@ class Beat:
         now = time.monotonic()
         if now - self.last >= BEAT_SECONDS:
             self.last = now
-            self.notify("alive", {})
+            self.notify("working", {})
 
 
 # --- from a row to a document ---

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -19,6 +20,7 @@ Split = Literal["train", "val"]
 SPLITS: tuple[Split, Split] = ("train", "val")
 SPLIT_RULE = "blake2b-64"
 WIDE_VOCABULARY = 65_536
+HASHED_CHARS = 1 << 20
 
 
 def token_type(vocab_size: int) -> np.dtype:
@@ -37,13 +39,21 @@ def store_directory(key: str) -> Path:
 
 
 def text_hash(text: str) -> int:
-    """64 bits of blake2b of a text; lone surrogates count as their code points."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+    """64 bits of blake2b of a text in UTF-8; lone surrogates count as their code points."""
+    digest = hashlib.blake2b(digest_size=8)
+    for start in range(0, len(text), HASHED_CHARS):  # a long text is never copied as a whole
+        digest.update(text[start : start + HASHED_CHARS].encode("utf-8", "surrogatepass"))
+    return int.from_bytes(digest.digest(), "little")
 
 
 def is_validation(text: str, share: float) -> bool:
     """Whether a document (or its group) is held out: the same answer in every run, order and process count."""
-    return text_hash(text) < share * 2**64
+    return is_held_out(text_hash(text), share)
+
+
+def is_held_out(digest: int, share: float) -> bool:
+    """The same for a text whose hash is known."""
+    return digest < share * 2**64
 
 
 def empty_manifest(facts: dict[str, Any], dtype: np.dtype) -> dict[str, Any]:
@@ -171,15 +181,23 @@ class StoreWriter:
         self.duplicates = Duplicates(self.directory / "hashes.bin", sum(documents.values()))
         self.uncommitted = 0
 
-    def append(self, split: Split, ids: np.ndarray, digest: int) -> None:
-        """Adds one document (its end token included); not committed yet."""
-        self.files[f"{split}.bin"].write(ids.astype(self.dtype, copy=False).data)
-        self.tokens[split] += len(ids)
+    def append(self, split: Split, ids: np.ndarray | Iterable[np.ndarray], digest: int) -> None:
+        """Adds one document (its end token included), as one array or piece by piece; not committed yet."""
+        file, count = self.files[f"{split}.bin"], 0
+        try:
+            for piece in [ids] if isinstance(ids, np.ndarray) else ids:
+                file.write(piece.astype(self.dtype, copy=False).data)
+                count += len(piece)
+        except BaseException:
+            file.seek(self.tokens[split] * self.dtype.itemsize)
+            file.truncate()
+            raise
+        self.tokens[split] += count
         self.documents[split] += 1
         self.files[f"{split}.idx"].write(np.uint64(self.tokens[split]).tobytes())
         self.files["hashes.bin"].write(np.uint64(digest).tobytes())
         self.duplicates.add(digest)
-        self.uncommitted += len(ids)
+        self.uncommitted += count
 
     def skip(self, reason: str, rows: int) -> None:
         """Counts rows that are not used."""

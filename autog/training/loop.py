@@ -18,7 +18,7 @@ from autog.data.fillers import Fillers
 from autog.data.mixture import Mixture
 from autog.data.pin import evaluation_rows, fill_jobs, open_mixture, open_stores, proportional_quotas
 from autog.data.store import TokenStore
-from autog.errors import AutogError
+from autog.errors import AutogError, UsageError
 from autog.hooks import pause
 from autog.models import build, initialise, load_weights
 from autog.plan import micro_batch_for
@@ -44,6 +44,7 @@ from autog.training.world import Signals, World, start_world
 SAVE_SECONDS = 30 * 60
 SKIPS_IN_A_ROW = 5
 WAIT_SECONDS = 0.05
+SAY_WAIT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -302,6 +303,7 @@ class Trainer:
 
     def wait_for_rows(self) -> tuple[bool, bool]:
         """Agrees with the other processes on the next step: (stop, save); waits for its rows unless it is to stop."""
+        begun, said = time.monotonic(), False
         while True:
             ready = self.feeder.ready
             error = None if ready else self.fillers.error(self.feeder.missing)
@@ -314,6 +316,9 @@ class Trainer:
                 return True, True
             if not waiting:
                 return False, save
+            if not said and self.feeder.missing and time.monotonic() - begun > SAY_WAIT_SECONDS:
+                self.display.say(f"waiting for rows of {', '.join(self.feeder.missing)}")
+                said = True
             time.sleep(WAIT_SECONDS)
 
     def check_sources(self, names: list[str]) -> None:
@@ -588,6 +593,8 @@ class Trainer:
             for line in closing_lines(self, summary):
                 self.display.say(line)
         if self.failure is not None:
+            if isinstance(self.failure, UsageError) and self.session.begun and self.step == 0 and self.world.main:
+                (self.run.directory / "recipe.yaml").unlink()  # the mended recipe can begin the run
             raise self.failure
         return 130 if stopped else 0
 

@@ -34,17 +34,20 @@ class Session:
     config: PretrainedConfig
     init: Path | None
     checkpoint: Checkpoint | None
+    begun: bool  # by this call
 
 
 def open_session(recipe: Recipe, run: Run, fresh: bool, world: World, say: Say) -> Session:
     """Begins or resumes a run; the main process decides and writes, the others read what it wrote."""
     resumed: Checkpoint | None = None
+    begun = False
     with world.main_first() as main:
         if main:
             run.lock()
             if fresh:
                 run.clear()
-            if not run.started:
+            begun = not run.started
+            if begun:
                 begin(recipe, run, say)
             resumed = resume(recipe, run, say)
     resumed = world.share(resumed)
@@ -53,7 +56,7 @@ def open_session(recipe: Recipe, run: Run, fresh: bool, world: World, say: Say) 
     init = initial_directory(written.init_from) if written.init_from else None
     config = read_config(init) if init else make_config(written.model, tokenizer.vocab_size, sequence_length(written))
     set_special_tokens(config, tokenizer)
-    return Session(written, run.read("sources.json"), tokenizer, config, init, resumed)
+    return Session(written, run.read("sources.json"), tokenizer, config, init, resumed, begun)
 
 
 def sequence_length(recipe: Recipe) -> int:
@@ -89,6 +92,8 @@ def begin(recipe: Recipe, run: Run, say: Say) -> None:
         refuse_seen_evaluation(recipe, init)
         resolved = with_absolute_paths(recipe)
     else:
+        if recipe.tokenizer is not None and recipe.tokenizer.train is not None:
+            say(f"training a tokenizer of {recipe.tokenizer.train.vocab_size:,} tokens on the sources' first texts")
         tokenizer = choose_tokenizer(recipe, revisions, tell)
         config = make_config(recipe.model, tokenizer.vocab_size, sequence_length(recipe))
         resolved = with_absolute_paths(recipe.replace(model=resolved_fields(config)))

@@ -26,7 +26,7 @@ def enlarge(paths: list[Path], folder: Path, megabytes: int) -> list[Path]:
     """Copies of jsonl files, repeated with a number in each text until they have that size in all."""
     made = []
     for path in paths:
-        rows = [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line)["text"] for line in path.open(encoding="utf-8")]
         target, size, number = folder / path.name, 0, 0
         with target.open("w", encoding="utf-8") as file:
             while size < megabytes * 1e6 / len(paths):
