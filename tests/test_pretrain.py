@@ -276,3 +276,28 @@ def test_the_records_of_a_run_have_the_promised_fields(recipe: Path, tmp_path: P
     assert summary["command"] and summary["device"] and summary["peak_memory_gib"] > 0
     samples = rows(tmp_path / "run", "samples")
     assert [row["step"] for row in samples] == [12] and samples[0]["prompt"] == "ka"
+
+
+@pytest.mark.slow
+def test_a_compiled_run_equals_an_eager_one_but_for_rounding(recipe: Path, tmp_path: Path) -> None:
+    train(recipe, tmp_path / "eager")
+    train(recipe, tmp_path / "compiled", "train.compile=true", stop_after=6)
+    train(recipe, tmp_path / "compiled", "train.compile=true")
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "eager"), rel=1e-4)
+    from safetensors import safe_open
+
+    with safe_open(tmp_path / "compiled" / "step-000012" / "model.safetensors", "pt") as file:
+        assert not [name for name in file.keys() if "_orig_mod" in name]  # noqa: SIM118 - the handle is no mapping
+
+
+def test_compile_true_without_a_compiler_is_refused_with_the_remedy(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UsageError, match="needs a C compiler"):
+        train(recipe, tmp_path / "run", "train.compile=true")
+
+
+def test_a_tracker_that_accelerate_does_not_know_is_refused(recipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--track nonsense"):
+        train(recipe, tmp_path / "run", trackers=("nonsense",))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -102,3 +103,29 @@ def test_print_launch_shows_the_command_and_its_environment(recipe: Path) -> Non
     assert "ACCELERATE_USE_CPU=true" in output and "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=900" in output
     assert "--num_processes 2" in output and "--module autog pretrain" in output
     assert os.linesep not in output.strip()
+
+
+@pytest.mark.slow
+def test_a_model_sharded_over_two_processes_is_saved_whole_and_goes_on_from_its_file(tmp_path: Path) -> None:
+    script = str(tiny.ROOT / "tests" / "sharded.py")
+    ended = launch("torch.distributed.run", "--standalone", "--nproc_per_node", "2", script, str(tmp_path))
+    assert ended.returncode == 0 and ended.stdout.count("equal") == 2, ended.stdout + ended.stderr
+
+
+@pytest.mark.slow
+def test_ctrl_c_on_two_processes_saves_and_ends_them(recipe: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "autog", "pretrain", str(recipe), "--accelerate-config", "cpu_pair"]
+    process = subprocess.Popen(
+        [*command, "--run", str(tmp_path / "run")],
+        env=tiny.environment({"AUTOG_PAUSE": "step:0.3"}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    assert Lines(process).wait_for("step      3/")
+    os.killpg(process.pid, signal.SIGINT)
+    process.wait(timeout=60)
+    stop = rows(tmp_path / "run", "events")[-1]
+    assert stop["event"] == "stop" and stop["why"] == "signal"
+    assert (tmp_path / "run" / f"step-{stop['step']:06d}" / "training" / "manifest.json").is_file()

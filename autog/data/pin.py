@@ -10,7 +10,7 @@ from autog.data.fill import Job, store_facts
 from autog.data.mixture import START, WINDOW_ROWS, Base, Mixture
 from autog.data.sources import Document, changed, identity, open_source, resolve
 from autog.data.store import TokenStore, is_validation, store_directory, store_key
-from autog.errors import UsageError
+from autog.errors import AutogError, UsageError
 from autog.recipe import Recipe, Source, shares
 from autog.tokens import Tokenizer, choose
 
@@ -26,8 +26,8 @@ def resolve_all(recipe: Recipe, tell: Tell) -> dict[str, Any]:
     for source in recipe.data.sources:
         try:
             revisions[source.name] = resolve(source, tell)
-        except UsageError as error:
-            raise UsageError(f"source {source.name!r}: {error}") from None
+        except AutogError as error:
+            raise type(error)(f"source {source.name!r}: {error}") from None
     return revisions
 
 
@@ -104,9 +104,7 @@ def refuse_changes(recipe: Recipe, pinned: Pinned) -> None:
     for source in recipe.data.sources:
         sentence = changed(source, pinned["sources"][source.name]["facts"]["revision"])
         if sentence is not None:
-            raise UsageError(
-                f"source {source.name!r}: {sentence}: put it back as it was, or start a new run (--fresh or --run NAME)"
-            )
+            raise UsageError(f"source {source.name!r}: {sentence} (--fresh or --run NAME)")
 
 
 def open_stores(recipe: Recipe, pinned: Pinned) -> dict[str, TokenStore]:
