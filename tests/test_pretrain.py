@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -165,6 +166,15 @@ def test_weights_only_checkpoints_load_but_only_the_last_can_be_resumed(recipe: 
     optimizers = sorted(path.parts[-3] for path in (tmp_path / "run").glob("step-*/training/optimizer.safetensors"))
     assert optimizers == ["step-000012"]
     assert (tmp_path / "run" / "step-000004" / "model.safetensors").is_file()
+
+
+def test_a_run_of_weights_only_checkpoints_goes_on_from_the_last_whole_one(recipe: Path, tmp_path: Path) -> None:
+    sparse = ("checkpoint.weights_only=true", "checkpoint.keep=all")
+    train(recipe, tmp_path / "whole", *sparse)
+    train(recipe, tmp_path / "run", *sparse, stop_after=6)
+    shutil.rmtree(tmp_path / "run" / "step-000006")  # as if killed before it: step 4 has no optimizer
+    train(recipe, tmp_path / "run", *sparse)
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
 
 
 def test_a_gradient_that_is_not_finite_is_skipped_and_stops_the_run_with_a_save(recipe: Path, tmp_path: Path) -> None:

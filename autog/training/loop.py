@@ -21,11 +21,11 @@ from autog.data.store import TokenStore
 from autog.errors import AutogError, UsageError
 from autog.hooks import pause
 from autog.models import build, initialise, load_weights
-from autog.plan import micro_batch_for
+from autog.plan import memory_bytes, micro_batch_for, parameters
 from autog.recipe import Recipe, flatten
-from autog.runs import Run, checkpoints
+from autog.runs import Run, checkpoints, read_jsonl
 from autog.training.checkpoint import restore_optimizer, retain, save_checkpoint
-from autog.training.display import Display
+from autog.training.display import Display, short_count
 from autog.training.feeder import Feeder
 from autog.training.optim import AdamW, build_optimizer, learning_rate
 from autog.training.precision import (
@@ -37,6 +37,7 @@ from autog.training.precision import (
 )
 from autog.training.samples import write_samples
 from autog.training.session import Session, open_session
+from autog.training.summary import closing_lines, summarise
 from autog.training.telemetry import Telemetry, Totals, describe_device, energy_joules, environment
 from autog.training.validation import Validation, validation_for
 from autog.training.world import Signals, World, start_world
@@ -70,6 +71,11 @@ def pretrain(recipe: Recipe, run: Run, options: Options) -> int:
             try:
                 trainer.set_up()
                 trainer.train()
+            except torch.OutOfMemoryError:
+                raise AutogError(
+                    f"out of memory with micro-batches of {trainer.micro_batch} rows: set train.micro_batch lower "
+                    "(the training is the same), or train.checkpointing=true; the last checkpoint is kept"
+                ) from None
             finally:
                 trainer.close()
         return trainer.finish()
@@ -102,6 +108,7 @@ class Trainer:
         self.begun_at = self.saved_at = time.monotonic()
         self.failure: AutogError | None = None
         self.pinned = session.pinned
+        self.micro_batch = 0
         self.fillers = Fillers([], self.hear)
 
     # -- setting up -------------------------------------------------------------------------------------------------
@@ -202,16 +209,26 @@ class Trainer:
             import psutil
 
             available = int(psutil.virtual_memory().available * 0.8) // self.world.size
+        config, length = self.session.config.to_dict(), self.recipe.data.sequence_length
+        checkpointing = self.recipe.train.checkpointing
         chosen = micro_batch_for(
-            self.session.config.to_dict(),
+            config,
             per_process,
-            self.recipe.data.sequence_length,
+            length,
             available,
             device="cuda" if device.type == "cuda" else "cpu",
             precision=self.precision,
-            checkpointing=self.recipe.train.checkpointing,
+            checkpointing=checkpointing,
             compiled=self.compiled,
         )
+        needed = sum(
+            memory_bytes(config, chosen, length, self.precision, checkpointing, compiled=self.compiled).values()
+        )
+        if needed > available:
+            self.display.say(
+                f"one row at a time is estimated to need {needed / 2**30:.1f} GiB and {available / 2**30:.1f} GiB are "
+                "free: train.checkpointing=true needs less"
+            )
         return chosen
 
     def start_telemetry(self) -> Telemetry:
@@ -291,8 +308,6 @@ class Trainer:
 
     def state_of_records(self) -> set[str]:
         """Which records of the present step are on disk already."""
-        from autog.runs import read_jsonl
-
         found = set()
         if self.world.main:
             for name in ("eval", "samples"):
@@ -545,9 +560,6 @@ class Trainer:
 
     def announce(self, last: int) -> None:
         """What is about to happen, in two lines; and the start or resume as an event."""
-        from autog.plan import parameters
-        from autog.training.display import short_count
-
         recipe, resumed = self.recipe, self.step > 0
         total = parameters(self.session.config.to_dict())["total"]
         wrap = (
@@ -597,75 +609,3 @@ class Trainer:
                 (self.run.directory / "recipe.yaml").unlink()  # the mended recipe can begin the run
             raise self.failure
         return 130 if stopped else 0
-
-
-def summarise(trainer: Trainer) -> dict[str, Any]:
-    """The run in one JSON object: what was spent, how fast, how good."""
-    from autog.plan import parameters
-    from autog.runs import read_json, read_jsonl
-
-    recipe, totals, run = trainer.recipe, trainer.telemetry.totals, trainer.run
-    trainer.count_wall_time()
-    metrics = read_jsonl(run.directory / "metrics.jsonl")
-    evaluations = read_jsonl(run.directory / "eval.jsonl")
-    steps, batch = trainer.step, recipe.train.batch_tokens
-    last = metrics[-1] if metrics else {}
-    warm = totals.warm_steps * batch / totals.warm_seconds if totals.warm_seconds else None
-    rows = steps * recipe.rows_per_step
-    return {
-        "run": run.name,
-        "parameters": parameters(trainer.session.config.to_dict()),
-        "step": steps,
-        "steps": recipe.steps,
-        "tokens": steps * batch,
-        "source_tokens": trainer.mixture.tokens_used(rows),
-        "epochs": trainer.mixture.epochs(rows),
-        "wall_clock_seconds": round(totals.wall_seconds, 1),
-        "train_seconds": round(totals.train_seconds, 1),
-        "command": read_json(run.directory / "environment.json")["command"],
-        "tokens_per_second": round(steps * batch / totals.train_seconds, 1) if totals.train_seconds else None,
-        "tokens_per_second_after_warmup": None if warm is None else round(warm, 1),
-        "final_step_ms": round(batch / last["tokens_per_second"] * 1e3, 2) if last else None,
-        "mean_step_ms": round(totals.train_seconds / steps * 1e3, 2) if steps else None,
-        "mfu": last.get("mfu"),
-        "mfu_causal": last.get("mfu_causal"),
-        "device": trainer.facts.name,
-        "device_memory_gib": round(trainer.facts.memory_gib, 2),
-        "peak_memory_gib": totals.peak_memory_gib,
-        "energy_joules": totals.energy_joules,
-        "precision": trainer.precision,
-        "processes": trainer.world.size,
-        "restarts": totals.restarts,
-        "skipped_steps": totals.skipped_steps,
-        "final_loss": last.get("loss"),
-        "best_validation": trainer.best,
-        "last_validation": evaluations[-1] if evaluations else None,
-        "unigram_entropy": trainer.validation.unigram_entropy(),
-    }
-
-
-def closing_lines(trainer: Trainer, summary: dict[str, Any]) -> list[str]:
-    """The end of a run as a person wants to read it, and what to do next."""
-    from autog.training.display import clock, short_count
-
-    run, checkpoint = trainer.run, checkpoints(trainer.run.directory)[:1]
-    where = checkpoint[0].path if checkpoint else None
-    speed = summary["tokens_per_second"]
-    lines = [
-        f"{'finished' if trainer.step == trainer.recipe.steps else 'stopped'} at step {trainer.step:,}: "
-        f"{short_count(summary['tokens'])} tokens in {clock(summary['wall_clock_seconds'])}"
-        + (f", {short_count(speed)} tok/s" if speed else "")
-    ]
-    if where is None:
-        return lines
-    if summary["last_validation"] and summary["unigram_entropy"]:
-        mixed, entropy = summary["last_validation"]["loss"]["mixed"], summary["unigram_entropy"]
-        lines.append(
-            f"validation loss {mixed:.3f}; {entropy:.3f} is what knowing only each token's frequency would give"
-        )
-    if trainer.step < trainer.recipe.steps:
-        lines.append(f"go on with the same command; the last checkpoint is {where}")
-    else:
-        lines.append(f"the model is {where}: any program that reads Hugging Face directories can load it")
-        lines.append(f"records: {run.directory}/summary.json, metrics.jsonl, eval.jsonl, samples.jsonl")
-    return lines

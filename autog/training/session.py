@@ -16,7 +16,7 @@ from autog.data.store import store_directory
 from autog.errors import AutogError, UsageError
 from autog.models import FAMILIES, make_config, read_config
 from autog.recipe import Recipe, differences, is_free
-from autog.runs import Checkpoint, Run, read_jsonl, to_json
+from autog.runs import Checkpoint, Run, checkpoints, read_jsonl, to_json
 from autog.tokens import Tokenizer
 from autog.training.checkpoint import newest_verified
 from autog.training.world import World
@@ -134,11 +134,19 @@ def resume(recipe: Recipe, run: Run, say: Say) -> Checkpoint | None:
             "or begin again with --fresh"
         )
     step = checkpoint.step if checkpoint else 0
+    discard_after(run, step)
     run.records.cut(step)
     for sentence in refused:
         run.records.append("events.jsonl", {"step": step, "event": "refused checkpoint", "why": sentence})
     repair_best(run, step)
     return checkpoint
+
+
+def discard_after(run: Run, step: int) -> None:
+    """Removes checkpoints past the step that a run goes on from: they hold no optimizer and are written again."""
+    for later in checkpoints(run.directory):
+        if later.step > step:
+            shutil.rmtree(later.path.rename(later.path.with_name(f".trash-{later.path.name}")))
 
 
 def repair_best(run: Run, step: int) -> None:
