@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -180,10 +180,10 @@ class Records:
         for file in self.files.values():
             os.fsync(file.fileno())
 
-    def cut(self, step: int) -> None:
-        """Drops lines past `step` and a torn last line from every record file."""
+    def cut(self, step: int, names: Iterable[str] = JSONL_FILES) -> None:
+        """Drops lines past `step` and a torn last line from every record file, or from those named."""
         self.close()
-        for name in JSONL_FILES:
+        for name in names:
             path = self.directory / name
             if path.exists():
                 kept = [row for row in read_jsonl(path) if row.get("step", 0) <= step]

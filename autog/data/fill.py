@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from autog.data.process import Lines, die_with_parent
 from autog.data.sources import Beat, Document, Reader, Skipped, open_source
 from autog.data.store import SPLIT_RULE, Split, StoreWriter, is_held_out, text_hash
 from autog.errors import AutogError, UsageError
@@ -211,25 +211,6 @@ class Filling:
 # -- the process ------------------------------------------------------------------------------------------------------
 
 
-def die_with_parent(parent: int) -> None:
-    """Makes the kernel end this process when its parent dies; elsewhere than on Linux a thread watches for it."""
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:
-        os._exit(1)
-    if sys.platform != "linux":
-        threading.Thread(target=exit_when_orphaned, args=(parent,), daemon=True).start()
-
-
-def exit_when_orphaned(parent: int) -> None:
-    """Polls for the parent's death."""
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)
-
-
 def set_when_closed(stop: threading.Event) -> None:
     """Reads standard input until it closes, which is how the trainer says that it is enough."""
     while sys.stdin.read(1):
@@ -245,15 +226,10 @@ def main() -> None:
     die_with_parent(message["parent"])
     job, stop = Job(**message["job"]), threading.Event()
     threading.Thread(target=set_when_closed, args=(stop,), daemon=True).start()
-    output = sys.stdout
-    sys.stdout = sys.stderr  # whatever a library prints must not stand among the events
-
-    writing = threading.Lock()  # Arrow's threads and the committing one have things to say, too
+    lines = Lines()  # Arrow's threads and the committing one have things to say, too
 
     def event(kind: str, facts: dict[str, Any]) -> None:
-        with writing:
-            output.write(json.dumps({"event": kind, **facts}) + "\n")
-            output.flush()
+        lines.write(json.dumps({"event": kind, **facts}))
 
     try:
         fill(job, event, stop)
@@ -265,7 +241,6 @@ def main() -> None:
         event("error", {"message": could_not_write(job, error), "usage": False})
     else:
         event("finished", {})
-    output.flush()
     # Arrow's and other libraries' threads must not turn a finished job into a crash at exit.
     os._exit(0)
 

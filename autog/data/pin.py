@@ -8,10 +8,11 @@ from typing import Any
 
 from autog.data.fill import Job, store_facts
 from autog.data.mixture import START, WINDOW_ROWS, Base, Mixture
-from autog.data.sources import Document, changed, identity, open_source, resolve
-from autog.data.store import TokenStore, is_validation, store_directory, store_key
+from autog.data.preview import require_document, training_documents
+from autog.data.sources import changed, identity, resolve
+from autog.data.store import TokenStore, store_directory, store_key
 from autog.errors import AutogError, UsageError
-from autog.recipe import Recipe, Source, shares
+from autog.recipe import Recipe, shares
 from autog.tokens import Tokenizer, choose
 
 TOKENIZER_TRAINING_CHARS = 20_000_000
@@ -21,13 +22,17 @@ Tell = Callable[[str, dict[str, Any]], None]
 
 
 def resolve_all(recipe: Recipe, tell: Tell) -> dict[str, Any]:
-    """The revision of every source; UsageError names the source that cannot be resolved."""
+    """The revision of every source, after a look into those that are not read at once; errors name the source."""
     revisions = {}
     for source in recipe.data.sources:
         try:
             revisions[source.name] = resolve(source, tell)
         except AutogError as error:
             raise type(error)(f"source {source.name!r}: {error}") from None
+    read_at_once = recipe.trained_sources if recipe.tokenizer and recipe.tokenizer.train else []
+    for source in recipe.data.sources:
+        if source not in read_at_once:
+            require_document(recipe, source, revisions[source.name], tell)
     return revisions
 
 
@@ -53,20 +58,6 @@ def islice_chars(texts: Iterator[str], budget: int) -> Iterator[str]:
             return
         yield text[: budget - used]
         used += len(text)
-
-
-def training_documents(recipe: Recipe, source: Source, revision: Any, tell: Tell) -> Iterator[str]:
-    """The texts of a source that are on the training side of the split."""
-    share = recipe.validation_share(source)
-    reader = open_source(source, revision, None, tell, recipe.data.patience_minutes * 60)
-    try:
-        for item in reader:
-            if isinstance(item, Document) and not is_validation(item.group or item.text, share):
-                yield item.text
-    except UsageError as error:
-        raise UsageError(f"source {source.name!r}: {error}") from None
-    finally:
-        reader.close()
 
 
 def pin_sources(recipe: Recipe, revisions: dict[str, Any], tokenizer: Tokenizer) -> Pinned:

@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from typing import Any
 
@@ -30,14 +30,13 @@ Tell = Callable[[str, dict[str, Any]], None]
 def require_document(recipe: Recipe, source: Source, revision: Any, tell: Tell) -> None:
     """UsageError if the beginning of a source shows that its fields are wrong or that nothing is in it."""
     count = 0
-    for item in first_rows(recipe, source, revision, tell):
-        count += 1
-        if item is not None:
-            return
-        if count == LOOKED_AT_ROWS:
-            return
+    with closing(first_rows(recipe, source, revision, tell)) as found:
+        for item in found:
+            count += 1
+            if item is not None or count == LOOKED_AT_ROWS:
+                return
     raise UsageError(
-        f"source {source.name!r}: there is no document in it ({count} rows were left out): check its column and filter"
+        f"source {source.name!r}: there is no document in it ({count} rows were left out): look at it and its filter"
     )
 
 
@@ -50,7 +49,7 @@ def training_documents(recipe: Recipe, source: Source, revision: Any, tell: Tell
                 yield item.text
 
 
-def first_rows(recipe: Recipe, source: Source, revision: Any, tell: Tell) -> Iterator[Document | None]:
+def first_rows(recipe: Recipe, source: Source, revision: Any, tell: Tell) -> Generator[Document | None]:
     """The documents of a source from its beginning, None for each row that is none; errors name the source."""
     reading = read_elsewhere if source.kind in SEPARATE else read_here
     try:

@@ -496,7 +496,6 @@ def install_client() -> None:
     The library and `datasets` retry by themselves, with time-outs and waits that add up to minutes without a word; what
     comes out of this client is either whole or final, so theirs never begins.
     """
-    import datasets.config
     import huggingface_hub
 
     usual = huggingface_hub.get_session()
@@ -505,6 +504,13 @@ def install_client() -> None:
     client = patient_client(library)
     hooks = usual.event_hooks  # they carry the library's offline mode
     huggingface_hub.set_client_factory(lambda: client(event_hooks=hooks, follow_redirects=True))
+
+
+@functools.cache
+def quiet_datasets() -> None:
+    """Leaves all trying again to the patience that is active, and the screen to autog."""
+    import datasets.config
+
     datasets.disable_progress_bars()
     # Five seconds of sleep per close, meant for pyarrow 24 and older, go too.
     settings = {"SLEEP_TIME_ON_THREADS_SHUTDOWN": 0, "STREAMING_READ_MAX_RETRIES": 1, "STREAMING_OPEN_MAX_RETRIES": 1}
@@ -826,6 +832,7 @@ def hub_builder(choice: HubChoice) -> Any:
     import datasets
     import datasets.exceptions
 
+    quiet_datasets()
     if Path(choice.dataset).exists():
         raise UsageError(
             f"a file or folder {choice.dataset} in the current directory hides the hub dataset of that name: "

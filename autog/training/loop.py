@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
 from autog.data.fillers import Fillers
@@ -20,7 +21,7 @@ from autog.data.pin import evaluation_rows, fill_jobs, open_mixture, open_stores
 from autog.data.store import TokenStore
 from autog.errors import AutogError, UsageError
 from autog.hooks import pause
-from autog.models import build, initialise, load_weights
+from autog.models import Decoder, build, initialise, load_weights
 from autog.plan import memory_bytes, micro_batch_for, parameters
 from autog.recipe import Recipe, flatten
 from autog.runs import Run, checkpoints, read_jsonl
@@ -180,19 +181,33 @@ class Trainer:
         self.decoder.checkpointing = recipe.train.checkpointing
         self.micro_batch = self.choose_micro_batch()
         self.accumulation = recipe.accumulation(self.micro_batch, self.world.size)
+        optimizer = build_optimizer(self.decoder, recipe.optimizer)
+        if self.world.sharded:
+            self.decoder, optimizer = self.shard(optimizer)
         self.eager = Loss(self.decoder, self.precision, device)
         loss: nn.Module = Loss(self.decoder, self.precision, device)
         if self.compiled:
             loss.compile(dynamic=False)
-        optimizer = build_optimizer(self.decoder, recipe.optimizer)
-        if self.world.size > 1:
+        self.synchronised: nn.Module = self.decoder
+        if self.world.size > 1 and not self.world.sharded:
             loss, prepared = self.world.accelerator.prepare(loss, optimizer)
-            optimizer = prepared.optimizer
+            self.synchronised, optimizer = loss, prepared.optimizer
         self.loss, self.optimizer = loss, cast(AdamW, optimizer)
         self.parameters = [parameter for parameter in self.decoder.parameters() if parameter.requires_grad]
         if session.checkpoint is not None:
             path = session.checkpoint.path / "training" / "optimizer.safetensors"
             restore_optimizer(self.optimizer, dict(self.decoder.named_parameters()), path)
+
+    def shard(self, optimizer: AdamW) -> tuple[Decoder, AdamW]:
+        """The decoder and optimizer split over the processes by FSDP2, which gathers bf16 weights in a bf16 run."""
+        accelerator = self.world.accelerator
+        if self.precision == "bf16":
+            # Inputs keep their types: rotary tables in bf16 would blur the positions.
+            policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+            plugin: Any = accelerator.state.fsdp_plugin
+            plugin.mixed_precision_policy = policy
+        decoder, prepared = accelerator.prepare(self.decoder, optimizer)
+        return decoder, prepared.optimizer
 
     def choose_micro_batch(self) -> int:
         """Rows per forward: the recipe's, or the most that fit and divide the step."""
@@ -310,10 +325,12 @@ class Trainer:
         """Which records of the present step are on disk already."""
         found = set()
         if self.world.main:
-            for name in ("eval", "samples"):
+            for name, whole in (("eval", 1), ("samples", len(self.recipe.samples.prompts))):
                 rows = read_jsonl(self.run.directory / f"{name}.jsonl")
-                if any(row.get("step") == self.step for row in rows):
+                if sum(row.get("step") == self.step for row in rows) >= whole:
                     found.add(name)
+                else:  # a kill may have come between two prompts
+                    self.run.records.cut(self.step - 1, [f"{name}.jsonl"])
         return self.world.share(found)
 
     def wait_for_rows(self) -> tuple[bool, bool]:
@@ -373,7 +390,7 @@ class Trainer:
     def local_gradients(self, local: bool) -> contextlib.AbstractContextManager[None]:
         """No exchange of gradients on all micro-batches but the last."""
         if local and self.world.size > 1:
-            return self.world.accelerator.no_sync(self.loss)
+            return self.world.accelerator.no_sync(self.synchronised)
         return contextlib.nullcontext()
 
     def clip(self) -> Tensor:

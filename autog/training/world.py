@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, KwargsHandler
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs, KwargsHandler
 
 from autog.errors import AutogError, UsageError
 
@@ -50,6 +50,11 @@ class World:
     @property
     def device(self) -> torch.device:
         return self.accelerator.device
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the processes split one model (FSDP2) instead of each holding it."""
+        return self.size > 1 and self.accelerator.distributed_type == DistributedType.FSDP
 
     def any(self, *flags: bool) -> list[bool]:
         """For each flag, whether any process raised it."""
