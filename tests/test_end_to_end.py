@@ -6,6 +6,8 @@ import gzip
 import io
 import json
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +21,8 @@ import tiny
 from pyarrow import parquet
 from servers import Fault, Hub, Repository, Site, running
 from training import Lines, rows, start, weights
+
+from autog.tokens import Tokenizer
 
 WEIGHTS = {"english": 0.40, "italian": 0.35, "wiki": 0.15, "web": 0.10}
 STEPS = 125  # of 8 rows: exactly one cycle of 1,000
@@ -399,6 +403,40 @@ def test_mistakes_about_files_are_one_sentence_and_begin_no_run(
         tokenizer={"hf": str(tokenizer_folder)}, data={"sources": [{"name": "web", "weight": 1, **place}]}
     )
     refused_without_a_trace(pretrain(tmp_path, recipe), said)
+
+
+def test_a_mistake_about_a_source_that_is_needed_late_is_said_at_once(tmp_path: Path) -> None:
+    near = tiny.corpus(tmp_path / "near.jsonl")
+    sources = [
+        {"name": "near", "weight": 1, "path": str(near)},
+        {"name": "web", "weight": 0, "path": str(near), "column": "content"},
+    ]
+    refused_without_a_trace(pretrain(tmp_path, tiny.recipe_dict(data={"sources": sources})), "no column 'content'")
+
+
+BEGIN = """
+import sys
+from autog.data.pin import choose_tokenizer, resolve_all
+from autog.recipe import Recipe
+
+recipe = Recipe.load(sys.argv[1])
+said = []
+tell = lambda kind, facts: said.append(kind)
+print(choose_tokenizer(recipe, resolve_all(recipe, tell), tell).sha256, "retry" in said)
+loaded = {"datasets", "pyarrow", "pandas"} & set(sys.modules)
+assert not loaded, loaded
+"""
+
+
+@pytest.mark.slow
+def test_the_trainer_begins_a_hub_run_without_loading_datasets(hub: Hub, local: Ended, tmp_path: Path) -> None:
+    hub.faults = [Fault("cut", path="english.jsonl", after=7_000)]
+    path = tiny.write_recipe(tmp_path / "r.yaml", four({name: {"hub": f"me/{name}"} for name in WEIGHTS}))
+    env = tiny.environment(hub_settings(tmp_path, hub))
+    command = [sys.executable, "-c", BEGIN, str(path)]
+    ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0 and not ended.stderr, ended.stderr
+    assert ended.stdout.split() == [Tokenizer.load(local.run / "tokenizer").sha256, "True"]
 
 
 def refused_without_a_trace(ended: Ended, said: str) -> None:

@@ -178,8 +178,8 @@ class Filling:
     def ids(self, text: str) -> Iterator[np.ndarray]:
         """A document's ids piece by piece: those of a long one are never all in memory.
 
-        A document of 100 MB is filled within 700 MB, unless a character beyond U+FFFF (an emoji) is in it: then Python
-        keeps four bytes for each of its characters, twice while its row is parsed.
+        A document of 100 MB is filled within 700 MB, unless it is a jsonl row with a character beyond U+FFFF (an emoji)
+        in it: then Python keeps four bytes for each character, once for the row and once for its text.
         """
         for piece in self.tokenizer.document_pieces(text):
             yield piece

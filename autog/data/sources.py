@@ -464,6 +464,9 @@ def decode_piece(piece: bytearray, codec: str, too_long: bool, where: str) -> Fo
     """The piece's text with \\n for every line end and no blank lines around it."""
     if too_long:
         return Skipped("too long", where)
+    if not codec.startswith(("utf-16", "utf-32")):
+        while piece and piece[-1] in b" \t\r\n":
+            del piece[-1]  # in place: afterwards `strip` finds nothing to do and need not copy a long text
     try:
         text = str(piece, codec)
     except UnicodeDecodeError:
