@@ -94,3 +94,10 @@ def test_stories_read_like_stories() -> None:
     assert not re.search(r"\b(\w+) \1\b", text), "a word stands twice"
     assert not re.search(r"[.!?] [a-z]", text), "a sentence begins small"
     assert text.count('"') % 2 == 0
+
+
+def test_prose_is_text_and_no_titles_or_empty_lines(everything: dict[str, list[Document | Skipped]]) -> None:
+    texts = [item.text for item in everything["python-prose"] if isinstance(item, Document)]
+    modules = [text for text in texts if "*****" not in text]  # the language reference's topics may be short
+    assert len(texts) > 400 and sum(len(text) > 200 for text in modules) > 0.95 * len(modules)
+    assert not any("\n\n\n" in text or " \n" in text for text in modules)

@@ -16,7 +16,7 @@ import pytest
 import zstandard
 from pyarrow import parquet
 
-from autog.data import sources
+from autog.data import plain
 from autog.data.sources import Document, Skipped, changed, identity, open_source, quiet, resolve
 from autog.errors import UsageError
 from autog.recipe import Source
@@ -143,7 +143,7 @@ def test_bad_rows_are_counted_by_reason_and_named(tmp_path: Path) -> None:
 def test_a_row_that_is_too_long_is_skipped_without_holding_it(
     tmp_path: Path, pack: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "LONGEST_ROW_BYTES", 1 << 20)
+    monkeypatch.setattr(plain, "LONGEST_ROW_BYTES", 1 << 20)
     huge = b'{"text": "' + b"a" * 3_000_000 + b'"}\n'
     name = "a.jsonl" if pack is bytes else "a.jsonl.gz"
     (tmp_path / name).write_bytes(pack(jsonl(ROWS[:1]) + huge + jsonl(ROWS[1:2])))

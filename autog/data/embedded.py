@@ -9,6 +9,7 @@ import ast
 import hashlib
 import inspect
 import platform
+import re
 import sysconfig
 import tokenize
 import warnings
@@ -22,6 +23,8 @@ from autog.errors import UsageError
 LEFT_OUT = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__"}
 TOPICS = "pydoc_data/topics.py"  # prose that is stored as code: given out as prose only
 MADE_BY_THE_BUILD = "_sysconfigdata"  # names of the machine that Python was built on, and no text
+RULES = "2"  # of what is taken from a module and how it is tidied; another number where that changes
+SHORTEST_PROSE_CHARS = 200  # less is a title at most; a quarter of the modules have no more
 
 Text = tuple[str, str]  # group, text
 
@@ -30,7 +33,7 @@ def revision(name: str) -> dict[str, str]:
     """What pins an embedded source's documents."""
     if name == "stories":
         return {"grammar": stories.GRAMMAR}
-    return {"python": platform.python_version()}
+    return {"python": platform.python_version(), "rules": RULES}
 
 
 def documents(name: str, start: int, beat: Callable[[], None]) -> Iterator[tuple[int, str | None, str | None]]:
@@ -85,7 +88,7 @@ def code() -> Iterator[Text]:
 def prose() -> Iterator[Text]:
     """Each module's docstrings, then the language reference's topics that `help()` shows."""
     for name, path in modules():
-        if name != TOPICS and (text := docstrings(read_module(path) or "")):
+        if name != TOPICS and len(text := docstrings(read_module(path) or "")) >= SHORTEST_PROSE_CHARS:
             yield name, text
     topics = import_module("pydoc_data.topics").topics
     for topic, text in sorted(topics.items()):
@@ -104,8 +107,14 @@ def docstrings(source: str) -> str:
     nodes = [node for node in ast.walk(tree) if isinstance(node, kinds)]
     nodes.sort(key=lambda node: getattr(node, "lineno", 0))
     found = (ast.get_docstring(node, clean=False) for node in nodes)
-    cleaned = (inspect.cleandoc(text) for text in found if text)
+    cleaned = (tidy(text) for text in found if text)
     return "\n\n".join(text for text in cleaned if text)
+
+
+def tidy(docstring: str) -> str:
+    """A docstring without its indentation, trailing spaces and doubled blank lines."""
+    lines = (line.rstrip() for line in inspect.cleandoc(docstring).splitlines())
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n")
 
 
 EMBEDDED: dict[str, Callable[[], Iterator[Text]]] = {"python-code": code, "python-prose": prose}

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from autog.data.documents import Beat, Document, Skipped
 from autog.data.process import Lines, die_with_parent
-from autog.data.sources import Beat, Document, Reader, Skipped, open_source
+from autog.data.sources import Reader, open_source
 from autog.data.store import SPLIT_RULE, Split, StoreWriter, is_held_out, text_hash
 from autog.errors import AutogError, UsageError
 from autog.hooks import pause

@@ -15,8 +15,9 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from typing import Any
 
+from autog.data.documents import Document
 from autog.data.process import Lines, die_with_parent
-from autog.data.sources import Document, open_source
+from autog.data.sources import open_source
 from autog.data.store import is_validation
 from autog.errors import AutogError, UsageError
 from autog.recipe import Recipe, Source
