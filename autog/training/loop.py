@@ -46,7 +46,7 @@ from autog.training.world import Signals, World, start_world
 SAVE_SECONDS = 30 * 60
 SKIPS_IN_A_ROW = 5
 WAIT_SECONDS = 0.05
-SAY_WAIT_SECONDS = 5.0
+POLLS_BEFORE_WORD = 100  # about five seconds
 
 
 @dataclass(frozen=True)
@@ -335,7 +335,7 @@ class Trainer:
 
     def wait_for_rows(self) -> tuple[bool, bool]:
         """Agrees with the other processes on the next step: (stop, save); waits for its rows unless it is to stop."""
-        begun, said = time.monotonic(), False
+        polls = 0  # counted, not timed: all processes flush at the same one
         while True:
             ready = self.feeder.ready
             error = None if ready else self.fillers.error(self.feeder.missing)
@@ -348,19 +348,25 @@ class Trainer:
                 return True, True
             if not waiting:
                 return False, save
-            if not said and self.feeder.missing and time.monotonic() - begun > SAY_WAIT_SECONDS:
-                self.display.say(f"waiting for rows of {', '.join(self.feeder.missing)}")
-                said = True
+            polls += 1
+            if polls == POLLS_BEFORE_WORD:
+                self.show(self.telemetry.flush())
+                if self.feeder.missing:
+                    self.display.say(f"waiting for rows of {', '.join(self.feeder.missing)}")
             time.sleep(WAIT_SECONDS)
 
-    def check_sources(self, names: list[str]) -> None:
-        """Stopped, on all processes, if any of these sources failed or a signal came."""
+    def check_sources(self, names: list[str]) -> bool:
+        """Whether any process still waits for sources; Stopped, on all of them, if one failed or a signal came.
+
+        Every process must call it equally often: it is how they wait together.
+        """
         error = self.fillers.error(names)
-        failed, stop = self.world.any(error is not None, self.signals.stop)
+        late, failed, stop = self.world.any(bool(names), error is not None, self.signals.stop)
         if failed:
             self.failure = error or AutogError("a source failed on another machine: its message stands there")
         if failed or stop:
             raise Stopped
+        return late
 
     def train_step(self, batches: list[Tensor], waited_seconds: float) -> Tensor:
         """One optimizer step over this process's micro-batches; gives the step's summed loss on this process."""

@@ -30,12 +30,14 @@ class Validation:
         self.rows: dict[str, int] = {}
         self.bytes: dict[str, int] = {}
 
-    def wait(self, check: Callable[[list[str]], None]) -> None:
-        """Returns when every source has its rows or ended with fewer; `check` gets the names of the late ones."""
+    def wait(self, still_waiting: Callable[[list[str]], bool]) -> None:
+        """Returns, on all processes at once, when every source has its rows or ended with fewer.
+
+        `still_waiting` is told the late ones of this process and says whether any process has some.
+        """
         if self.rows:
             return
-        while late := [name for name in self.wanted if not self.complete(name)]:
-            check(late)
+        while still_waiting([name for name in self.wanted if not self.complete(name)]):
             time.sleep(0.1)
         for name, wanted in self.wanted.items():
             self.rows[name] = min(wanted, self.stores[name].rows("val"))
