@@ -128,8 +128,9 @@ def main() -> None:
     except AutogError as error:
         print(f"autog: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        print(f"autog: {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("autog: interrupted", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(1)

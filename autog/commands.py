@@ -7,7 +7,7 @@ import os
 import sys
 
 from autog.errors import UsageError
-from autog.launch import execute, plan_launch, refuse_native_windows, under_launcher
+from autog.launch import Launch, execute, plan_launch, refuse_native_windows, under_launcher
 from autog.recipe import Recipe
 from autog.recipe_file import RECIPES, load_yaml, packaged_recipes
 
@@ -38,6 +38,7 @@ def run_pretrain(
         print(launch.as_text() if launch else f"{sys.executable} -m autog {' '.join(sys.argv[1:])}")
         return 0
     if launch is not None:
+        refuse_missing_cards(launch)
         execute(launch)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -49,6 +50,18 @@ def run_pretrain(
 
     run = Run.named(run_name or recipe.name)
     return pretrain(recipe, run, Options(fresh, stop_after, cpu, tuple(trackers)))
+
+
+def refuse_missing_cards(launch: Launch) -> None:
+    """UsageError if more processes are wanted on this machine than it has GPUs."""
+    import torch
+
+    cards = torch.cuda.device_count()
+    if not launch.on_cpu and launch.machines == 1 and launch.processes > cards:
+        raise UsageError(
+            f"{launch.processes} GPUs are wanted and torch sees {cards}: use --gpus {max(1, cards)}, or "
+            "--accelerate-config cpu_pair to try two processes on the CPU"
+        )
 
 
 def say_idle_cards() -> None:

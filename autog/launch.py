@@ -24,6 +24,8 @@ class Launch:
     command: list[str]
     variables: dict[str, str]
     processes: int
+    machines: int
+    on_cpu: bool
 
     def as_text(self) -> str:
         """The command as it can be typed."""
@@ -82,7 +84,8 @@ def plan_launch(arguments: list[str], gpus: int | None, config_name: str | None,
     if "num_cpu_threads_per_process" not in config and "OMP_NUM_THREADS" not in os.environ:
         threads = max(1, (os.cpu_count() or 1) // processes)
         command += ["--num_cpu_threads_per_process", str(threads)]
-    return Launch([*command, "--module", "autog", *arguments], variables, processes)
+    machines = int(config.get("num_machines", 1))
+    return Launch([*command, "--module", "autog", *arguments], variables, processes, machines, on_cpu)
 
 
 def execute(launch: Launch) -> None:

@@ -175,6 +175,8 @@ class Data(Section):
     @model_validator(mode="after")
     def consistent(self) -> Data:
         names = [source.name for source in self.sources]
+        if "mixed" in names:
+            raise ValueError("a source cannot be called 'mixed': that is the mixture's own loss; rename it")
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"two sources are called {twice[0]!r}: names must differ")

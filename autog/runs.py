@@ -169,11 +169,15 @@ class Records:
 
     def append(self, name: str, row: dict[str, Any]) -> None:
         """Adds one line, visible to others at once."""
-        if name not in self.files:
-            self.files[name] = (self.directory / name).open("ab")
         line = json.dumps(row, allow_nan=False, ensure_ascii=False).encode() + b"\n"
-        self.files[name].write(line)
-        self.files[name].flush()
+        try:
+            if name not in self.files:
+                self.files[name] = (self.directory / name).open("ab", buffering=0)
+            self.files[name].write(line)
+        except OSError as error:
+            raise AutogError(
+                f"{self.directory / name} could not be written ({error.strerror}): free some space, repeat the command"
+            ) from None
 
     def sync(self) -> None:
         """Waits until all lines are on disk."""
@@ -271,6 +275,10 @@ class Run:
             if refused is not None:
                 refused.append(f"{checkpoint.path.name} is damaged ({wrong}): set aside as .bad-{checkpoint.path.name}")
         return None
+
+    def newest_whole(self) -> Checkpoint | None:
+        """The newest checkpoint that verifies, for a reader: nothing is renamed."""
+        return next((checkpoint for checkpoint in checkpoints(self.directory) if self.verifies(checkpoint)), None)
 
     def verifies(self, checkpoint: Checkpoint) -> bool:
         """Whether a checkpoint is whole; what was found whole is not read again by this process."""

@@ -158,7 +158,7 @@ class Tokenizer:
     def load(cls, directory: Path) -> Tokenizer:
         """Reads a folder that holds tokenizer.json and tokenizer_config.json, as it stands."""
         definition, config = read_tokenizer_files(directory / "tokenizer.json", directory / "tokenizer_config.json")
-        end, bos = special(config.get("eos_token")), special(config.get("bos_token"))
+        end, bos = end_token(config, definition, directory), special(config.get("bos_token"))
         if end is None:
             raise UsageError(f"{directory}/tokenizer_config.json names no eos_token: add the one that ends a document")
         return cls(definition, end, bos, adds_bos=bool(config.get("add_bos_token", False)) and bos is not None)
@@ -253,6 +253,30 @@ def pieces(text: str, cut_space: str = " ") -> Iterator[str]:
 def special(value: Any) -> str | None:
     """A special token's text from tokenizer_config.json, where it may be a string or a mapping."""
     return value["content"] if isinstance(value, dict) else value
+
+
+def end_token(config: dict[str, Any], definition: str, directory: Path) -> str | None:
+    """The end token: of tokenizer_config.json, special_tokens_map.json, or config.json's id (as gpt2's own files)."""
+    if (end := special(config.get("eos_token"))) is not None:
+        return end
+    for name in ("special_tokens_map.json", "config.json"):
+        path = directory / name
+        if not path.is_file():
+            continue
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            continue  # another file may say it
+        if (end := special(content.get("eos_token"))) is not None:
+            return end
+        number, tokenizer = content.get("eos_token_id"), json.loads(definition)
+        vocabulary = tokenizer["model"].get("vocab", {})  # a list of (token, score) in Unigram models
+        names = dict(vocabulary) if isinstance(vocabulary, dict) else {it[0]: i for i, it in enumerate(vocabulary)}
+        names |= {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
+        found = [token for token, each in names.items() if each == number]
+        if found:
+            return found[-1]
+    return None
 
 
 def read_tokenizer_files(definition: Path, config: Path) -> tuple[str, dict[str, Any]]:
@@ -350,7 +374,10 @@ def from_hugging_face(name: str) -> tuple[str, str, str | None]:
     else:
         files = [download(name, file) for file in ("tokenizer.json", "tokenizer_config.json")]
         definition, config = read_tokenizer_files(*files)
-    end = special(config.get("eos_token"))
+        directory = files[0].parent
+        if special(config.get("eos_token")) is None:
+            download(name, "config.json")  # older repositories say it only there
+    end = end_token(config, definition, directory)
     if end is None:
         raise UsageError(f"tokenizer.hf = {name}: its tokenizer_config.json names no eos_token to end documents with")
     return definition, end, special(config.get("bos_token"))

@@ -177,6 +177,59 @@ def test_a_run_of_weights_only_checkpoints_goes_on_from_the_last_whole_one(recip
     assert rows(tmp_path / "run") == rows(tmp_path / "whole")
 
 
+def test_a_stop_on_a_weights_only_step_can_be_resumed(recipe: Path, tmp_path: Path) -> None:
+    sparse = ("checkpoint.weights_only=true", "checkpoint.keep=all")
+    train(recipe, tmp_path / "whole", *sparse)
+    train(recipe, tmp_path / "run", *sparse, stop_after=8)
+    train(recipe, tmp_path / "run", *sparse)
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+    resumed = [row["step"] for row in rows(tmp_path / "run", "events") if row["event"] == "resume"]
+    assert resumed == [8]
+
+
+def test_fresh_never_empties_a_folder_that_is_no_run(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UsageError, match=r"is no run \(it holds thesis\.txt\)"):
+        train(recipe, tmp_path / "mine", fresh=True)
+    train(recipe, tmp_path / "run", stop_after=4)
+    with pytest.raises(UsageError):
+        train(recipe, tmp_path / "run", "data.sources.one.path=/nowhere", fresh=True)
+    assert (tmp_path / "run" / "step-000004").is_dir()
+
+
+def test_the_best_validation_survives_a_resume(recipe: Path, tmp_path: Path) -> None:
+    changes = ("optimizer.learning_rate=0.2", "evaluate.every=4", "schedule.type=constant", "schedule.warmup_steps=0")
+    train(recipe, tmp_path / "whole", *changes)
+    train(recipe, tmp_path / "run", *changes, stop_after=8)
+    train(recipe, tmp_path / "run", *changes)
+    best = [json.loads((tmp_path / name / "best_validation.json").read_text()) for name in ("whole", "run")]
+    assert best[0] == best[1]
+
+
+def test_a_child_with_a_checkpoint_of_its_own_needs_its_base_no_more(
+    recipe: Path, tmp_path: Path, corpora: list[Path]
+) -> None:
+    train(recipe, tmp_path / "base", stop_after=4)
+    content = tiny.recipe_dict(*corpora, train={"steps": 8})
+    del content["model"], content["tokenizer"]
+    content["init_from"] = str(tmp_path / "base")
+    child = tiny.write_recipe(tmp_path / "child.yaml", content)
+    train(child, tmp_path / "child", stop_after=4)
+    shutil.rmtree(tmp_path / "base")
+    assert train(child, tmp_path / "child") == 0
+
+
+def test_a_model_section_that_the_base_does_not_have_is_refused(
+    recipe: Path, tmp_path: Path, corpora: list[Path]
+) -> None:
+    train(recipe, tmp_path / "base", stop_after=4)
+    content = tiny.recipe_dict(*corpora, train={"steps": 8})
+    content |= {"init_from": str(tmp_path / "base"), "model": {"model_type": "llama", "hidden_size": 512}}
+    with pytest.raises(UsageError, match=r"hidden_size = 512, but init_from brings 32"):
+        train(tiny.write_recipe(tmp_path / "child.yaml", content), tmp_path / "child")
+
+
 def test_a_gradient_that_is_not_finite_is_skipped_and_stops_the_run_with_a_save(recipe: Path, tmp_path: Path) -> None:
     with pytest.raises(AutogError, match=r"not finite in \d+ steps in a row.*learning_rate"):
         train(recipe, tmp_path / "run", "optimizer.learning_rate=1e30", "optimizer.grad_clip=null", "train.steps=40")

@@ -391,3 +391,11 @@ def test_ids_take_two_bytes_below_65536_entries_and_four_from_there(vocabulary: 
     assert kind.itemsize == bytes_each and kind.str.startswith("<")
     largest = np.array([vocabulary - 1])
     assert largest.astype(kind)[0] == vocabulary - 1
+
+
+def test_an_end_token_named_only_by_the_models_config_is_found(tokenizer_folder: Path, tmp_path: Path) -> None:
+    definition = (tokenizer_folder / "tokenizer.json").read_text()
+    (tmp_path / "tokenizer.json").write_text(definition)
+    (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 1024}')
+    (tmp_path / "config.json").write_text('{"eos_token_id": 0}')
+    assert Tokenizer.load(tmp_path).end == Tokenizer.load(tokenizer_folder).end

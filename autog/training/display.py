@@ -47,7 +47,7 @@ def plain_line(row: dict[str, Any], steps: int, eta_seconds: float) -> str:
     return (
         f"step {row['step']:>6}/{steps}  loss {loss}  lr {row['learning_rate']:.2e}  norm {norm}  "
         f"{short_count(row['tokens_per_second'])} tok/s  mfu {row['mfu']:.1%}  wait {row['data_wait_ms']:.1f} ms  "
-        f"{row['memory_gib']:.2f} GiB  eta {clock(eta_seconds)}"
+        f"{row['memory_gib']:.2f} GiB  eta {clock(eta_seconds) if eta_seconds else '-'}"
     )
 
 
@@ -93,7 +93,7 @@ class Display:
         if self.live is None:
             self.console.print(plain_line(row, self.steps, eta))
             return
-        self.progress.update(self.task, completed=row["step"], eta=f"eta {clock(eta)}")
+        self.progress.update(self.task, completed=row["step"], eta=f"eta {clock(eta) if eta else '-'}")
         line = plain_line(row, self.steps, eta).split("  ", 1)[1].rsplit("  eta", 1)[0]
         self.status.plain = f"{line}\n{sparkline(self.losses)}"
 

@@ -24,7 +24,7 @@ from autog.hooks import pause
 from autog.models import Decoder, build, initialise, load_weights
 from autog.plan import memory_bytes, micro_batch_for, parameters
 from autog.recipe import Recipe, flatten
-from autog.runs import Run, checkpoints, read_jsonl
+from autog.runs import Run, checkpoints, read_json, read_jsonl
 from autog.training.checkpoint import restore_optimizer, retain, save_checkpoint
 from autog.training.display import Display, short_count
 from autog.training.feeder import Feeder
@@ -37,7 +37,7 @@ from autog.training.precision import (
     refuse_unseen_card,
 )
 from autog.training.samples import write_samples
-from autog.training.session import Session, open_session
+from autog.training.session import Session, discard_after, open_session
 from autog.training.summary import closing_lines, summarise
 from autog.training.telemetry import Telemetry, Totals, describe_device, energy_joules, environment
 from autog.training.validation import Validation, validation_for
@@ -65,9 +65,15 @@ def pretrain(recipe: Recipe, run: Run, options: Options) -> int:
     world = start_world(options.cpu, options.trackers, run.directory)
     keep_freed_memory(world.device)
     display = Display(recipe.steps, active=world.main)
+    session: Session | None = None
     try:
         with Signals() as signals, display:
+            wanted = recipe.train.micro_batch
+            recipe.accumulation(1 if wanted == "auto" else wanted, world.size)  # refuses before anything is written
             session = open_session(recipe, run, options.fresh, world, display.say)
+            if already_done(session, run, world):
+                display.say(f"{run.directory} is finished: all {session.recipe.steps:,} steps are made")
+                return 0
             trainer = Trainer(session, run, options, world, display, signals)
             try:
                 trainer.set_up()
@@ -80,9 +86,21 @@ def pretrain(recipe: Recipe, run: Run, options: Options) -> int:
             finally:
                 trainer.close()
         return trainer.finish()
+    except UsageError:
+        if session is not None and session.begun and not checkpoints(run.directory) and world.main:
+            (run.directory / "recipe.yaml").unlink(missing_ok=True)  # the mended recipe can begin the run
+        raise
     finally:
         run.unlock()
         world.close()
+
+
+def already_done(session: Session, run: Run, world: World) -> bool:
+    """Whether a run was brought to its last step and its summary, by the same recipe in every field."""
+    if session.checkpoint is None or session.checkpoint.step < session.recipe.steps:
+        return False
+    summary = run.directory / "summary.json"
+    return world.share(world.main and summary.exists() and read_json(summary)["step"] == session.recipe.steps)
 
 
 def scalars(values: dict[str, Any]) -> dict[str, Any]:
@@ -105,7 +123,8 @@ class Trainer:
         self.recipe, self.tokenizer = session.recipe, session.tokenizer
         self.state = session.checkpoint.state if session.checkpoint else {}
         self.step: int = self.state.get("step", 0)
-        self.best: dict[str, Any] | None = self.state.get("best")
+        best = run.directory / "best_validation.json"
+        self.best: dict[str, Any] | None = world.share(read_json(best) if world.main and best.exists() else None)
         self.begun_at = self.saved_at = time.monotonic()
         self.failure: AutogError | None = None
         self.pinned = session.pinned
@@ -123,7 +142,10 @@ class Trainer:
         self.mixture: Mixture = open_mixture(self.recipe, self.pinned, self.stores)
         self.build_model()
         self.validation: Validation = validation_for(
-            self.mixture, self.stores, evaluation_rows(self.recipe, self.mixture), self.tokenizer
+            self.mixture,
+            open_stores(self.recipe, self.pinned),  # its own: the feeder's thread reads the others
+            evaluation_rows(self.recipe, self.mixture),
+            self.tokenizer,
         )
 
     def start_filling(self) -> dict[str, TokenStore]:
@@ -131,8 +153,8 @@ class Trainer:
         stores = open_stores(self.recipe, self.pinned)
         if self.pinned["quotas"] is None:
             self.run_fillers(None)
-            while not self.world.any(self.fillers.finished and self.world.local_main)[0]:
-                self.check_sources([source.name for source in self.recipe.data.sources])
+            names = [source.name for source in self.recipe.data.sources]
+            while self.check_sources([] if self.fillers.finished else names):
                 time.sleep(WAIT_SECONDS)
             self.fillers.stop()
             for store in stores.values():
@@ -214,9 +236,10 @@ class Trainer:
         wanted = self.recipe.train.micro_batch
         if wanted != "auto":
             return int(wanted)
-        per_process, rest = divmod(self.recipe.rows_per_step, self.world.size)
-        if rest:
-            self.recipe.accumulation(1, self.world.size)  # refuses, with the nearest values
+        per_process = self.recipe.rows_per_step // self.world.size
+        before = self.state.get("micro_batch")
+        if before and self.state["processes"] == self.world.size and per_process % before == 0:
+            return before  # other sizes round differently: a resume keeps what the run has
         device = self.world.device
         if device.type == "cuda":
             available = int(torch.cuda.mem_get_info(device)[0] * 0.9)
@@ -244,7 +267,7 @@ class Trainer:
                 f"one row at a time is estimated to need {needed / 2**30:.1f} GiB and {available / 2**30:.1f} GiB are "
                 "free: train.checkpointing=true needs less"
             )
-        return chosen
+        return self.world.least(chosen)
 
     def start_telemetry(self) -> Telemetry:
         """The run's meters, with the totals of its earlier lives."""
@@ -414,7 +437,7 @@ class Trainer:
         if step == 1 or step % recipe.train.log_every == 0 or final:
             self.log(loss)
         if save or final or step % recipe.checkpoint.every == 0:
-            self.save()
+            self.save(full=save or final)
         evaluate, sample = self.evaluation_due(), self.samples_due()
         if evaluate or sample:
             self.telemetry.stopwatch.pause()
@@ -466,31 +489,33 @@ class Trainer:
             if self.world.main:
                 self.run.records.append("events.jsonl", {"step": step, "event": "skipped step", "why": "non-finite"})
             self.display.say(f"step {step}: the gradient is not finite; this update was skipped")
-        if self.telemetry.totals.skipped_in_a_row >= SKIPS_IN_A_ROW and self.failure is None:
+        if self.telemetry.longest_skip >= SKIPS_IN_A_ROW and self.failure is None:
             self.failure = AutogError(
-                f"the gradient was not finite in {self.telemetry.totals.skipped_in_a_row} steps in a row (the last was "
-                f"{self.step}): the run is saved; lower optimizer.learning_rate and start a new run, or look at the "
+                f"the gradient was not finite in {self.telemetry.longest_skip} steps in a row (by step {self.step}): "
+                "the run is saved; lower optimizer.learning_rate and start a new run, or look at the "
                 "data of these steps"
             )
 
     def unsaved(self) -> bool:
-        """Whether steps were made since the last checkpoint."""
+        """Whether steps were made since the last checkpoint that can be resumed from."""
         newest = checkpoints(self.run.directory)[:1] if self.world.main else []
-        return self.world.share(not newest or newest[0].step != self.step)
+        return self.world.share(not newest or newest[0].step != self.step or not newest[0].resumable)
 
-    def save(self) -> None:
-        """Writes a checkpoint, with every record up to it on disk before; then removes old ones."""
+    def save(self, full: bool = True) -> None:
+        """Writes a checkpoint, with every record up to it on disk before; then removes old ones.
+
+        A run of weights-only checkpoints leaves the optimizer out unless the checkpoint is to be `full`.
+        """
         self.telemetry.stopwatch.pause()
         row, skipped = self.telemetry.settle(self.step)
         self.show(row)
         self.note_skips(skipped)
         self.run.records.sync()
         policy = self.recipe.checkpoint
-        full = not policy.weights_only or self.step % policy.every != 0 or self.step == self.recipe.steps
+        optimizer = self.optimizer if full or not policy.weights_only else None
         with self.world.main_first() as main:
-            if main and (stale := self.run.directory / f"step-{self.step:06d}").exists():
-                raise AutogError(f"{stale} exists already: two processes write to one run")
-        optimizer = self.optimizer if full else None
+            if main:
+                discard_after(self.run, self.step - 1)  # the same step without optimizer, if anything
         with self.gathering():
             save_checkpoint(
                 self.run, self.step, self.decoder, optimizer, self.tokenizer, self.checkpoint_state(), self.world.main
@@ -598,6 +623,9 @@ class Trainer:
             f"{self.facts.name}{wrap}, {self.precision}{', compiled' if self.compiled else ''}, "
             f"micro-batch {self.micro_batch} x {self.accumulation}"
         )
+        for name, now in (("precision", self.precision), ("processes", self.world.size)):
+            if resumed and self.state[name] != now:
+                self.display.say(f"changed since the last checkpoint: {name} {self.state[name]} -> {now}")
         if resumed:
             self.display.say(f"resuming at step {self.step:,} ({short_count(self.state['tokens'])} tokens seen)")
         if last < recipe.steps:
@@ -628,7 +656,5 @@ class Trainer:
             for line in closing_lines(self, summary):
                 self.display.say(line)
         if self.failure is not None:
-            if isinstance(self.failure, UsageError) and self.session.begun and self.step == 0 and self.world.main:
-                (self.run.directory / "recipe.yaml").unlink()  # the mended recipe can begin the run
             raise self.failure
         return 130 if stopped else 0

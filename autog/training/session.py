@@ -45,18 +45,28 @@ def open_session(recipe: Recipe, run: Run, fresh: bool, world: World, say: Say) 
         if main:
             run.lock()
             if fresh:
-                run.clear()
-            begun = not run.started
+                refuse_strangers(run)
+            begun = fresh or not run.started
             if begun:
                 begin(recipe, run, say)
             resumed = resume(recipe, run, say)
     resumed = world.share(resumed)
     written = Recipe.load(str(run.directory / "recipe.yaml"))
     tokenizer = Tokenizer.load(run.directory / "tokenizer")
-    init = initial_directory(written.init_from) if written.init_from else None
-    config = read_config(init) if init else make_config(written.model, tokenizer.vocab_size, sequence_length(written))
+    init = initial_directory(written.init_from) if written.init_from and resumed is None else None
+    source = resumed.path if resumed else init
+    config = (
+        read_config(source) if source else make_config(written.model, tokenizer.vocab_size, sequence_length(written))
+    )
     set_special_tokens(config, tokenizer)
     return Session(written, run.read("sources.json"), tokenizer, config, init, resumed, begun)
+
+
+def refuse_strangers(run: Run) -> None:
+    """UsageError if --fresh would empty a folder that was never a run."""
+    others = [path.name for path in run.directory.iterdir() if path.name != "lock"]
+    if others and not run.started:
+        raise UsageError(f"--fresh: {run.directory} is no run (it holds {others[0]}): choose another --run")
 
 
 def sequence_length(recipe: Recipe) -> int:
@@ -89,6 +99,7 @@ def begin(recipe: Recipe, run: Run, say: Say) -> None:
     if recipe.init_from:
         init = initial_directory(recipe.init_from)
         tokenizer = tokenizer_of(init, recipe)
+        refuse_unfit(recipe, read_config(init), tokenizer)
         refuse_seen_evaluation(recipe, init)
         resolved = with_absolute_paths(recipe)
     else:
@@ -97,6 +108,8 @@ def begin(recipe: Recipe, run: Run, say: Say) -> None:
         tokenizer = choose_tokenizer(recipe, revisions, tell)
         config = make_config(recipe.model, tokenizer.vocab_size, sequence_length(recipe))
         resolved = with_absolute_paths(recipe.replace(model=resolved_fields(config)))
+    if run.started:
+        run.clear()  # --fresh: only now, when this recipe can begin
     directory = run.directory / "tokenizer"
     directory.mkdir(exist_ok=True)
     tokenizer.save(directory)
@@ -191,7 +204,7 @@ def initial_directory(name: str) -> Path:
         if (candidate / "config.json").is_file():
             return candidate
         if (candidate / "recipe.yaml").is_file():
-            checkpoint = Run(candidate).latest()
+            checkpoint = Run(candidate).newest_whole()
             if checkpoint is None:
                 raise UsageError(f"init_from = {name}: the run has no whole checkpoint yet")
             return checkpoint.path
@@ -234,13 +247,34 @@ def tokenizer_of(directory: Path, recipe: Recipe) -> Tokenizer:
     return tokenizer
 
 
+def refuse_unfit(recipe: Recipe, config: PretrainedConfig, tokenizer: Tokenizer) -> None:
+    """UsageError if the recipe asks for what the weights that it starts from are not."""
+    for name, wanted in recipe.model.items():
+        if getattr(config, name, None) != wanted:
+            raise UsageError(
+                f"model.{name} = {wanted!r}, but init_from brings {getattr(config, name, None)!r}: leave the model "
+                "section out"
+            )
+    if sequence_length(recipe) > config.max_position_embeddings:
+        raise UsageError(
+            f"data.sequence_length = {sequence_length(recipe)} is beyond the {config.max_position_embeddings} "
+            "positions that init_from brings: shorten it"
+        )
+    if config.vocab_size < tokenizer.vocab_size:
+        raise UsageError(
+            f"init_from = {recipe.init_from}: its tokenizer has {tokenizer.vocab_size} tokens and its model only "
+            f"{config.vocab_size}: they do not belong together"
+        )
+
+
 def refuse_seen_evaluation(recipe: Recipe, init: Path) -> None:
-    """UsageError if a source that is wholly held out was trained on by the weights that the run starts from."""
-    parent_file = init / "training" / "recipe.yaml"
-    if not parent_file.is_file():
-        return
-    parent = Recipe.load(str(parent_file))
-    seen = {to_json(identity(source)) for source in parent.trained_sources}
+    """UsageError if a source that is wholly held out was trained on by the weights' lineage, as far as it is there."""
+    seen: set[str] = set()
+    file: Path | None = init / "training" / "recipe.yaml"
+    while file is not None and file.is_file():
+        parent = Recipe.load(str(file))
+        seen |= {to_json(identity(source)) for source in parent.trained_sources}
+        file = initial_directory(parent.init_from) / "training" / "recipe.yaml" if parent.init_from else None
     for source in recipe.data.sources:
         if recipe.validation_share(source) == 1 and to_json(identity(source)) in seen:
             raise UsageError(

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -155,7 +154,7 @@ def installed(packages: Iterable[str]) -> dict[str, str | None]:
 def environment(device: Device, precision: str, processes: int, compiled: bool) -> dict[str, Any]:
     """What a reader needs to repeat the run: versions, device, drivers, command."""
     return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": ["autog", *sys.argv[1:]],
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": installed(PACKAGES),
@@ -223,6 +222,7 @@ class Telemetry:
         self.norms: list[torch.Tensor] = []
         self.pending: Pending | None = None
         self.interval_steps = 0
+        self.longest_skip = 0
         self.wait_seconds = 0.0
 
     def step(self, norm: torch.Tensor, wait_seconds: float) -> None:
@@ -298,6 +298,7 @@ class Telemetry:
         for norm in norms:
             totals.skipped_in_a_row = 0 if is_finite(norm) else totals.skipped_in_a_row + 1
             totals.skipped_steps += not is_finite(norm)
+            self.longest_skip = max(self.longest_skip, totals.skipped_in_a_row)
         first = last_step - len(norms) + 1
         return [first + number for number, norm in enumerate(norms) if not is_finite(norm)]
 

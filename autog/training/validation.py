@@ -82,8 +82,9 @@ class Validation:
         loss.train(was_training)
         totals = dict(zip(names, sums.tolist()))
         length = next(iter(self.stores.values())).length
-        losses = {name: totals[name] / (self.rows[name] * length) for name in names}
-        bits = {name: totals[name] / math.log(2) / max(1, self.bytes[name]) for name in names}
+        finite = {name: value for name, value in totals.items() if math.isfinite(value)}
+        losses = {name: value / (self.rows[name] * length) for name, value in finite.items()}
+        bits = {name: value / math.log(2) / max(1, self.bytes[name]) for name, value in finite.items()}
         return self.report(losses, bits)
 
     def source_sum(self, name: str, loss: nn.Module, eager: nn.Module, world: World, micro_batch: int) -> torch.Tensor:
@@ -109,7 +110,9 @@ class Validation:
             kind: sum(weights[name] * values[name] for name in losses) / total if total else None
             for kind, values in (("loss", losses), ("bits", bits))
         }
-        missing = dict.fromkeys(self.empty)
+        missing = dict.fromkeys(name for name in self.rows if name not in losses)
+        if len(missing) > len(self.empty):
+            mixed = {"loss": None, "bits": None}  # a loss that is not finite has no mean
         every = {**losses, **missing, "mixed": mixed["loss"]}
         return {
             "loss": every,

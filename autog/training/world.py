@@ -72,6 +72,14 @@ class World:
         dist.all_reduce(values)
         return values
 
+    def least(self, value: int) -> int:
+        """The smallest of all processes' numbers."""
+        if self.group is None:
+            return value
+        box = torch.tensor([value])
+        dist.all_reduce(box, op=dist.ReduceOp.MIN, group=self.group)
+        return int(box.item())
+
     def share(self, value: Any) -> Any:
         """What the main process holds, given to all."""
         if self.group is None:
@@ -111,6 +119,7 @@ class World:
 def start_world(cpu: bool, trackers: tuple[str, ...] = (), directory: Path | None = None) -> World:
     """Joins the other processes, if the launcher started any; UsageError if the machine is not fit for it."""
     expected = int(os.environ.get("WORLD_SIZE", "1"))
+    cpu = cpu or sys.platform == "darwin"  # mps lacks the float64 of the records and has not been tried
     if cpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
         os.environ["ACCELERATE_USE_CPU"] = "true"
     handlers: list[KwargsHandler] = [
