@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -173,7 +174,8 @@ class Records:
         try:
             if name not in self.files:
                 self.files[name] = (self.directory / name).open("ab", buffering=0)
-            self.files[name].write(line)
+            if self.files[name].write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise AutogError(
                 f"{self.directory / name} could not be written ({error.strerror}): free some space, repeat the command"

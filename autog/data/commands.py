@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 import tempfile
@@ -218,9 +219,20 @@ def tokenizer_for(directory: Path, sha256: str) -> Tokenizer:
     raise AutogError(f"no run with the tokenizer of store {directory.name} is left: its ids cannot be read as text")
 
 
+def is_idle(directory: Path) -> bool:
+    """Whether no filler writes to a store at this moment."""
+    with (directory / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+    return True
+
+
 def prune(dry_run: bool, as_json: bool) -> None:
     """Removes the stores that no run uses, and those that `data build` made for no run."""
     unused = [row for row in store_rows() if not row["runs"]]
+    unused = [row for row in unused if is_idle(home() / "tokens" / row["key"])]
     for row in unused if not dry_run else []:
         shutil.rmtree(home() / "tokens" / row["key"])
     if as_json:

@@ -83,6 +83,7 @@ class Pending:
     interval: tuple[Any, Any, float]
     steps: int
     wait_seconds: float
+    settled_seconds: float  # of the interval, already in the totals since a save inside it
 
 
 @dataclass
@@ -223,6 +224,7 @@ class Telemetry:
         self.pending: Pending | None = None
         self.interval_steps = 0
         self.longest_skip = 0
+        self.settled_seconds = 0.0
         self.wait_seconds = 0.0
 
     def step(self, norm: torch.Tensor, wait_seconds: float) -> None:
@@ -242,13 +244,18 @@ class Telemetry:
             event = torch.cuda.Event()
             event.record()
             values = host
-        self.pending = Pending(row, values, event, self.stopwatch.lap(), self.interval_steps, self.wait_seconds)
-        self.norms, self.interval_steps, self.wait_seconds = [], 0, 0.0
+        interval = self.stopwatch.lap()
+        self.pending = Pending(
+            row, values, event, interval, self.interval_steps, self.wait_seconds, self.settled_seconds
+        )
+        self.norms, self.interval_steps, self.wait_seconds, self.settled_seconds = [], 0, 0.0, 0.0
         return finished
 
     def settle(self, step: int) -> tuple[dict[str, Any] | None, list[int]]:
-        """Reads everything back before a save: the pending row, and which steps since then were skipped."""
+        """Reads everything back before a save, the stopwatch paused: the pending row, and which steps were skipped."""
         finished = self.flush()
+        self.totals.train_seconds += self.stopwatch.carried - self.settled_seconds
+        self.settled_seconds = self.stopwatch.carried
         norms = [float(norm) for norm in self.norms]
         self.norms = []
         return finished, self.count_skips(norms, step)
@@ -286,7 +293,7 @@ class Telemetry:
     def count_time(self, pending: Pending, seconds: float) -> None:
         """Adds an interval to the totals."""
         totals = self.totals
-        totals.train_seconds += seconds
+        totals.train_seconds += seconds - pending.settled_seconds
         if pending.row["step"] - pending.steps >= WARMUP_STEPS:
             totals.warm_seconds += seconds
             totals.warm_steps += pending.steps
